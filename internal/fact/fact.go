@@ -1,0 +1,58 @@
+// Package fact holds the plain values that several rooms speak of: what the host can do, what a runtime
+// handler can do, whether the network is ready. It imports nothing and does nothing.
+package fact
+
+// CgroupMode is how the host mounts its control groups.
+type CgroupMode int
+
+const (
+	CgroupV1     CgroupMode = iota // one hierarchy for each controller
+	CgroupHybrid                   // v1 controllers with an empty v2 hierarchy beside them
+	CgroupV2                       // the unified hierarchy alone
+)
+
+func (m CgroupMode) String() string {
+	return [...]string{"v1", "hybrid", "v2"}[m]
+}
+
+// Host is what this machine allows, read once at start.
+type Host struct {
+	BootID      string // /proc/sys/kernel/random/boot_id
+	Kernel      string // uname -r
+	Cgroup      CgroupMode
+	Controllers []string // cgroup controllers that are mounted (v1) or enabled at the root (v2)
+	OOMScoreAdj int      // crid's own: without RaiseLimits nothing may be started below it
+	RaiseLimits bool     // CAP_SYS_RESOURCE: rlimits may be raised, oom_score_adj lowered
+	Seccomp     bool     // the kernel has seccomp filters
+	AppArmor    bool     // the kernel enforces AppArmor
+	SELinux     bool     // the kernel enforces or permits by an SELinux policy
+}
+
+// HasController tells whether the cgroup controller name (memory, hugetlb, ...) can be used.
+func (h Host) HasController(name string) bool {
+	for _, c := range h.Controllers {
+		if c == name {
+			return true
+		}
+	}
+	return false
+}
+
+// Handler is a runtime handler as it was found at start: a name of the configuration and what the binary
+// behind it can do on this kernel.
+type Handler struct {
+	Name              string // as in [runtimes.NAME]; what a pod asks for
+	Path              string // the runtime's binary
+	Version           string // of the binary, as it reports it
+	SpecVersion       string // the newest OCI runtime-spec version that the binary accepts
+	RecursiveReadOnly bool   // mounts can be made read-only with all their submounts
+	UserNamespaces    bool   // user namespaces with idmapped mounts
+	ExecCgroup        bool   // exec takes --cgroup to put the process in a sub-cgroup
+}
+
+// Condition is one line of a readiness report.
+type Condition struct {
+	Ready   bool
+	Reason  string // one word in CamelCase; empty when ready
+	Message string // what an operator should know and do; empty when ready
+}
