@@ -1,0 +1,241 @@
+// Package state keeps one durable JSON record per object, a file each. It does not know what a record says,
+// nor what follows from one that cannot be read.
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// syncDelay is how long a record may stay in the page cache alone. A record exists to survive crid, not the
+// kernel: syncing each one would cost 1 to 10 ms on the path of every pod.
+const syncDelay = time.Second
+
+const suffix = ".json"
+
+// idPattern is what an id may look like: it becomes a file name.
+var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+// Dir is a directory of records of one type. Its methods may be called concurrently; two Puts of one id
+// leave one of the two records whole.
+type Dir[T any] struct {
+	dir     string
+	version int
+	flush   *flusher
+}
+
+// Entry is one record as All finds it. Record is the zero value when the record could not be read.
+type Entry[T any] struct {
+	ID     string
+	Record T
+}
+
+// envelope is a record's file: the version stands before the record so that it can be judged first.
+type envelope struct {
+	Version int             `json:"version"`
+	Record  json.RawMessage `json:"record"`
+}
+
+// Open makes the directory when it is absent (0700) and removes what an interrupted Put left. version is
+// the version of T that this program writes and reads.
+func Open[T any](dir string, version int) (*Dir[T], error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make record directory: %w", err)
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read record directory: %w", err)
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), ".tmp-") {
+			if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
+				return nil, fmt.Errorf("remove unfinished record: %w", err)
+			}
+		}
+	}
+	return &Dir[T]{dir: dir, version: version, flush: newFlusher(dir)}, nil
+}
+
+// Put stores rec under id, replacing what was there: whole or not at all. It reaches the disk at most a
+// second later.
+func (d *Dir[T]) Put(id string, rec T) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	inner, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", id, err)
+	}
+	raw, err := json.Marshal(envelope{Version: d.version, Record: inner})
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", id, err)
+	}
+	if err := writeWhole(d.dir, id+suffix, raw); err != nil {
+		return fmt.Errorf("write record %s: %w", id, kind(err))
+	}
+	d.flush.touch()
+	return nil
+}
+
+// Delete removes the record of id; an absent one is fine.
+func (d *Dir[T]) Delete(id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Join(d.dir, id+suffix))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete record %s: %w", id, err)
+	}
+	d.flush.touch()
+	return nil
+}
+
+// All yields every record. One that cannot be read is yielded with its id and the error, and the walk goes
+// on; only an unreadable directory ends it, with an entry without id.
+func (d *Dir[T]) All() iter.Seq2[Entry[T], error] {
+	return func(yield func(Entry[T], error) bool) {
+		names, err := os.ReadDir(d.dir)
+		if err != nil {
+			yield(Entry[T]{}, fmt.Errorf("read record directory: %w", err))
+			return
+		}
+		for _, n := range names {
+			id, ok := strings.CutSuffix(n.Name(), suffix)
+			if !ok || checkID(id) != nil {
+				continue
+			}
+			rec, err := d.read(id)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // deleted meanwhile
+			}
+			if !yield(Entry[T]{ID: id, Record: rec}, err) {
+				return
+			}
+		}
+	}
+}
+
+// Close syncs what is pending. The Dir is not to be used afterwards; Close may be repeated.
+func (d *Dir[T]) Close() error {
+	return d.flush.close()
+}
+
+func (d *Dir[T]) read(id string) (T, error) {
+	var rec T
+	path := filepath.Join(d.dir, id+suffix)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return rec, fmt.Errorf("read record %s: %w", id, err)
+	}
+	var env envelope
+	if err := json.Unmarshal(raw, &env); err != nil {
+		return rec, fmt.Errorf("read record %s: %w", path, err)
+	}
+	if env.Version != d.version {
+		return rec, fmt.Errorf("read record %s: it has version %d, this crid reads %d: %w",
+			path, env.Version, d.version, errdef.Unsupported)
+	}
+	if err := json.Unmarshal(env.Record, &rec); err != nil {
+		var zero T
+		return zero, fmt.Errorf("read record %s: %w", path, err)
+	}
+	return rec, nil
+}
+
+func checkID(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("record id %q: %w: letters, digits, '_', '.' and '-', at most 128", id, errdef.Invalid)
+	}
+	return nil
+}
+
+// kind tells a full disk from other failures to write.
+func kind(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", errdef.Exhausted, err)
+	}
+	return err
+}
+
+// writeWhole writes a file by way of a temporary one, so that a reader finds all of it or none.
+func writeWhole(dir, name string, content []byte) error {
+	f, err := os.CreateTemp(dir, ".tmp-") // 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, name))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// flusher syncs a directory's filesystem at most syncDelay after a change, once for all changes of that time.
+type flusher struct {
+	dir string
+
+	mu      sync.Mutex // guards the fields below; not held while syncing
+	pending *time.Timer
+	closed  bool
+}
+
+func newFlusher(dir string) *flusher { return &flusher{dir: dir} }
+
+func (f *flusher) touch() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pending != nil || f.closed {
+		return
+	}
+	f.pending = time.AfterFunc(syncDelay, func() { // ends by itself; close waits for nothing but its own sync
+		f.mu.Lock()
+		f.pending = nil
+		f.mu.Unlock()
+		if err := f.sync(); err != nil {
+			slog.Warn("records are not on disk yet", "dir", f.dir, "err", err)
+		}
+	})
+}
+
+func (f *flusher) close() error {
+	f.mu.Lock()
+	stopped := f.pending != nil && f.pending.Stop()
+	f.pending, f.closed = nil, true
+	f.mu.Unlock()
+	if !stopped {
+		return nil
+	}
+	return f.sync()
+}
+
+// sync writes out the filesystem that holds the records. syncfs and not fsync of each file: the records of a
+// second are many small files, and their renames are wanted too.
+func (f *flusher) sync() error {
+	d, err := os.Open(f.dir)
+	if err != nil {
+		return fmt.Errorf("sync records: %w", err)
+	}
+	err = unix.Syncfs(int(d.Fd()))
+	if err := errors.Join(err, d.Close()); err != nil {
+		return fmt.Errorf("sync records %s: %w", f.dir, err)
+	}
+	return nil
+}
