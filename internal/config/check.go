@@ -1,0 +1,155 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// sunPath is the longest path that the kernel takes for a unix socket, in bytes.
+const sunPath = 107
+
+// Validate tells every value that is not allowed, and what is.
+func (c Config) Validate() error {
+	return errors.Join(c.check(origin{})...)
+}
+
+// checker gathers faults; from tells where the option at fault was set.
+type checker struct {
+	from   origin
+	faults []error
+}
+
+func (c Config) check(from origin) []error {
+	k := &checker{from: from}
+	k.paths(c)
+	k.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
+	k.oneOf("log_format", c.LogFormat, "text", "json")
+	k.oneOf("cgroup_driver", c.CgroupDriver, "cgroupfs")
+	k.oneOf("images.image_volumes", c.Images.ImageVolumes, "bind", "mkdir", "ignore")
+	k.cgroupParent(c.CgroupParent)
+	k.sysctls(c.DefaultSysctls)
+	k.network(c.Network)
+	k.runtimes(c)
+	for _, pattern := range c.Images.Pinned {
+		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+			k.fault("images.pinned", "%q is no image name or glob, such as registry.k8s.io/pause:*", pattern)
+		}
+	}
+	return k.faults
+}
+
+func (k *checker) fault(key, format string, args ...any) {
+	text := key + ": " + fmt.Sprintf(format, args...)
+	if at, ok := k.from[key]; ok {
+		text = at + ": " + text
+	}
+	k.faults = append(k.faults, errors.New(text))
+}
+
+func (k *checker) paths(c Config) {
+	k.absolute("root", c.Root)
+	k.absolute("runroot", c.Runroot)
+	k.absolute("seccomp_dir", c.SeccompDir)
+	k.socket("socket", c.Socket)
+	if c.DebugSocket != "" {
+		k.socket("debug_socket", c.DebugSocket)
+	}
+	k.absoluteOrEmpty("images.storage", c.Images.Storage)
+	k.absoluteOrEmpty("images.registries_conf", c.Images.RegistriesConf)
+	k.absoluteOrEmpty("images.registries_conf_dir", c.Images.RegistriesConfDir)
+	k.absoluteOrEmpty("images.signature_policy", c.Images.SignaturePolicy)
+	k.program("conmon", c.Conmon)
+	if filepath.Clean(c.Root) == filepath.Clean(c.Runroot) {
+		k.fault("runroot", "%q is the root as well; the two must be different directories", c.Runroot)
+	}
+	if c.DebugSocket != "" && c.DebugSocket == c.Socket {
+		k.fault("debug_socket", "%q is the socket of the CRI as well; choose another path", c.DebugSocket)
+	}
+}
+
+func (k *checker) absolute(key, value string) {
+	if !filepath.IsAbs(value) {
+		k.fault(key, "%q must be an absolute path", value)
+	}
+}
+
+func (k *checker) absoluteOrEmpty(key, value string) {
+	if value != "" {
+		k.absolute(key, value)
+	}
+}
+
+func (k *checker) socket(key, value string) {
+	k.absolute(key, value)
+	if len(value) > sunPath {
+		k.fault(key, "%q has %d bytes; the path of a unix socket has at most %d", value, len(value), sunPath)
+	}
+}
+
+// program accepts an absolute path, or a bare name that is looked for in PATH.
+func (k *checker) program(key, value string) {
+	if value == "" || (strings.Contains(value, "/") && !filepath.IsAbs(value)) {
+		k.fault(key, "%q must be an absolute path, or a name without / to be found in PATH", value)
+	}
+}
+
+func (k *checker) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		k.fault(key, "%q is not allowed; allowed: %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+func (k *checker) cgroupParent(value string) {
+	if !filepath.IsAbs(value) || filepath.Clean(value) != value || value == "/" {
+		k.fault("cgroup_parent", "%q must be a clean path below the root cgroup, such as /crid", value)
+	}
+}
+
+func (k *checker) sysctls(values []string) {
+	for _, entry := range values {
+		name, _, ok := strings.Cut(entry, "=")
+		if !ok || name == "" || strings.ContainsAny(name, " /") {
+			k.fault("default_sysctls", `%q must be written as "name=value" with dots in the name`, entry)
+		}
+	}
+}
+
+func (k *checker) network(n Network) {
+	k.absolute("network.conf_dir", n.ConfDir)
+	k.absolute("network.netns_dir", n.NetnsDir)
+	if len(n.BinDirs) == 0 {
+		k.fault("network.bin_dirs", "must name at least one directory with CNI plugins")
+	}
+	for _, dir := range n.BinDirs {
+		k.absolute("network.bin_dirs", dir)
+	}
+}
+
+func (k *checker) runtimes(c Config) {
+	// A RuntimeClass's handler is a DNS label, so no other name could ever be asked for.
+	label := regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	names := slices.Sorted(maps.Keys(c.Runtimes))
+	for _, name := range names {
+		key, r := "runtimes."+name, c.Runtimes[name]
+		if !label.MatchString(name) {
+			k.fault(key, "a handler's name has lower case letters, digits and - only, at most 63")
+		}
+		k.program(key+".path", r.Path)
+		k.absoluteOrEmpty(key+".root", r.Root)
+		for _, pattern := range r.AllowedAnnotations {
+			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+				k.fault(key+".allowed_annotations", "%q is no annotation name or glob, such as io.example.*", pattern)
+			}
+		}
+	}
+	if c.DefaultRuntime != "" && !slices.Contains(names, c.DefaultRuntime) {
+		k.fault("default_runtime", "%q has no table [runtimes.%s]; known: %s",
+			c.DefaultRuntime, c.DefaultRuntime, strings.Join(names, ", "))
+	}
+}

@@ -1,0 +1,94 @@
+// Package config turns crid.toml and its drop-ins into values and says, with file and line, what is wrong with
+// them. It knows nothing of what the values are for, and only cmd/crid imports it.
+package config
+
+import "path/filepath"
+
+// DefaultPath is where the configuration is looked for; its drop-ins lie beside it, in DefaultPath + ".d".
+const DefaultPath = "/etc/crid/crid.toml"
+
+// Config is every option. conf/crid.toml documents each of them; a test holds the two together.
+type Config struct {
+	Root           string             `toml:"root"`
+	Runroot        string             `toml:"runroot"`
+	Socket         string             `toml:"socket"`
+	DebugSocket    string             `toml:"debug_socket"`
+	LogLevel       string             `toml:"log_level"`
+	LogFormat      string             `toml:"log_format"`
+	Conmon         string             `toml:"conmon"`
+	DefaultRuntime string             `toml:"default_runtime"`
+	CgroupDriver   string             `toml:"cgroup_driver"`
+	CgroupParent   string             `toml:"cgroup_parent"`
+	DefaultSysctls []string           `toml:"default_sysctls"`
+	SeccompDir     string             `toml:"seccomp_dir"`
+	Network        Network            `toml:"network"`
+	Images         Images             `toml:"images"`
+	Runtimes       map[string]Runtime `toml:"runtimes"`
+}
+
+// Network says where CNI's configuration and plugins are.
+type Network struct {
+	ConfDir  string   `toml:"conf_dir"`
+	BinDirs  []string `toml:"bin_dirs"`
+	Default  string   `toml:"default"`
+	NetnsDir string   `toml:"netns_dir"`
+}
+
+// Images says where images are kept and what governs a pull.
+type Images struct {
+	Storage           string   `toml:"storage"`
+	RegistriesConf    string   `toml:"registries_conf"`
+	RegistriesConfDir string   `toml:"registries_conf_dir"`
+	SignaturePolicy   string   `toml:"signature_policy"`
+	Pinned            []string `toml:"pinned"`
+	ImageVolumes      string   `toml:"image_volumes"`
+}
+
+// Runtime is one handler that a pod can ask for by name.
+type Runtime struct {
+	Path               string   `toml:"path"`
+	Root               string   `toml:"root"`
+	AllowedAnnotations []string `toml:"allowed_annotations"`
+}
+
+// Default is the configuration of a machine without a file.
+func Default() Config {
+	return Config{
+		Root:           "/var/lib/crid",
+		Runroot:        "/run/crid",
+		Socket:         "/run/crid/crid.sock",
+		LogLevel:       "info",
+		LogFormat:      "text",
+		Conmon:         "conmon",
+		CgroupDriver:   "cgroupfs",
+		CgroupParent:   "/crid",
+		DefaultSysctls: []string{"net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"},
+		SeccompDir:     "/var/lib/kubelet/seccomp",
+		Network: Network{
+			ConfDir:  "/etc/cni/net.d",
+			BinDirs:  []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
+			NetnsDir: "/run/netns",
+		},
+		Images: Images{Pinned: []string{}, ImageVolumes: "bind"},
+		Runtimes: map[string]Runtime{
+			"crun": {Path: "crun", AllowedAnnotations: []string{}},
+			"runc": {Path: "runc", AllowedAnnotations: []string{}},
+		},
+	}
+}
+
+// ImageStore is the directory of the image store.
+func (c Config) ImageStore() string {
+	if c.Images.Storage != "" {
+		return c.Images.Storage
+	}
+	return filepath.Join(c.Root, "storage")
+}
+
+// RuntimeRoot is the directory where the runtime of the handler name keeps its state.
+func (c Config) RuntimeRoot(name string) string {
+	if root := c.Runtimes[name].Root; root != "" {
+		return root
+	}
+	return filepath.Join(c.Runroot, "runtimes", name)
+}

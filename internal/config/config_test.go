@@ -1,0 +1,168 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// write makes a configuration of named files in a new directory and returns the path of the main one.
+func write(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "crid.toml.d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "crid.toml")
+}
+
+func TestTheSampleDocumentsEveryDefault(t *testing.T) {
+	sample, err := os.ReadFile("../../conf/crid.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := regexp.MustCompile(`(?m)^#([a-z])`)
+	path := write(t, map[string]string{"crid.toml": options.ReplaceAllString(string(sample), "$1")})
+
+	got, err := Load(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), got); diff != "" {
+		t.Errorf("the defaults (-) and conf/crid.toml (+) differ:\n%s", diff)
+	}
+	from, cfg := origin{}, Default()
+	read(path, &cfg, from)
+	for _, key := range allKeys("", reflect.ValueOf(Default())) {
+		if from[key] == "" {
+			t.Errorf("conf/crid.toml lacks the option %s", key)
+		}
+	}
+	asIs, err := Load(write(t, map[string]string{"crid.toml": string(sample)}), true)
+	if err != nil {
+		t.Fatalf("conf/crid.toml as it is installed: %v", err)
+	}
+	if diff := cmp.Diff(Default(), asIs); diff != "" {
+		t.Errorf("conf/crid.toml with all its comments changes something:\n%s", diff)
+	}
+}
+
+// allKeys lists the TOML names of every option in v, those of each [runtimes.NAME] included.
+func allKeys(prefix string, v reflect.Value) []string {
+	var keys []string
+	for name, field := range fields(v) {
+		switch field.Kind() {
+		case reflect.Struct:
+			keys = append(keys, allKeys(prefix+name+".", field)...)
+		case reflect.Map:
+			for iter := field.MapRange(); iter.Next(); {
+				keys = append(keys, allKeys(prefix+name+"."+iter.Key().String()+".", iter.Value())...)
+			}
+		default:
+			keys = append(keys, prefix+name)
+		}
+	}
+	return keys
+}
+
+func TestDropInsAmendInTheOrderOfTheirNames(t *testing.T) {
+	path := write(t, map[string]string{
+		"crid.toml":               "log_level = \"warn\"\n[network]\nbin_dirs = [\"/a\"]\n[runtimes.runc]\nallowed_annotations = [\"x.*\"]\n",
+		"crid.toml.d/20-b.toml":   "log_level = \"debug\"\n[runtimes.kata]\npath = \"/opt/kata/bin/kata-runtime\"\n",
+		"crid.toml.d/10-a.toml":   "log_level = \"error\"\n[runtimes.runc]\npath = \"/opt/runc\"\n[network]\nbin_dirs = [\"/b\"]\n",
+		"crid.toml.d/ignored.txt": "nonsense",
+	})
+	got, err := Load(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.LogLevel = "debug"
+	want.Network.BinDirs = []string{"/b"}
+	want.Runtimes["runc"] = Runtime{Path: "/opt/runc", AllowedAnnotations: []string{"x.*"}}
+	want.Runtimes["kata"] = Runtime{Path: "/opt/kata/bin/kata-runtime"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got.RuntimeRoot("kata") != "/run/crid/runtimes/kata" || got.ImageStore() != "/var/lib/crid/storage" {
+		t.Errorf("derived directories: %s, %s", got.RuntimeRoot("kata"), got.ImageStore())
+	}
+}
+
+func TestAFaultNamesFileLineAndWhatIsAllowed(t *testing.T) {
+	for _, c := range []struct {
+		name, text, want string
+	}{
+		{"syntax", "root = \"/a\"\nlog_level = nonsense\n", "crid.toml:2: "},
+		{"slip", "\nrot = \"/a\"\n", "crid.toml:2: unknown option rot (did you mean root?)"},
+		{"foreign", "[network]\nplugin_path = \"/a\"\n",
+			"crid.toml:2: unknown option network.plugin_path; allowed here: bin_dirs, conf_dir, default, netns_dir"},
+		{"in a runtime", "[runtimes.runc]\n\nbinary = \"/a\"\n",
+			"crid.toml:3: unknown option runtimes.runc.binary; allowed here: allowed_annotations, path, root"},
+		{"number for string", "# a\nroot = 5\n", "crid.toml:2: root must be a string"},
+		{"string for list", "default_sysctls = \"a=b\"\n", "crid.toml:1: default_sysctls must be a list of strings"},
+		{"numbers in list", "default_sysctls = [1]\n", "crid.toml:1: default_sysctls must be a list of strings"},
+		{"string for table", "network = \"x\"\n", "crid.toml:1: network must be a table: [network]"},
+		{"log level", "log_level = \"loud\"\n", `crid.toml:1: log_level: "loud" is not allowed; allowed: debug, info, warn, error`},
+		{"cgroup driver", "cgroup_driver = \"systemd\"\n", "allowed: cgroupfs"},
+		{"cgroup parent", "cgroup_parent = \"crid\"\n", "below the root cgroup"},
+		{"relative root", "root = \"crid\"\n", `crid.toml:1: root: "crid" must be an absolute path`},
+		{"both roots", "root = \"/a\"\nrunroot = \"/a/\"\n", "crid.toml:2: runroot: "},
+		{"long socket", "socket = \"/" + strings.Repeat("x", 107) + "\"\n", "has 108 bytes"},
+		{"both sockets", "debug_socket = \"/run/crid/crid.sock\"\n", "crid.toml:1: debug_socket: "},
+		{"sysctl", "default_sysctls = [\"a\"]\n", "name=value"},
+		{"no plugins", "[network]\nbin_dirs = []\n", "crid.toml:2: network.bin_dirs: must name"},
+		{"pinned", "[images]\npinned = [\"[\"]\n", "crid.toml:2: images.pinned: "},
+		{"volumes", "[images]\nimage_volumes = \"tmpfs\"\n", "allowed: bind, mkdir, ignore"},
+		{"handler name", "[runtimes.My_Runtime]\npath = \"x\"\n", "crid.toml:1: runtimes.My_Runtime: a handler's name"},
+		{"handler path", "[runtimes.x]\npath = \"a/b\"\n", "crid.toml:2: runtimes.x.path: "},
+		{"no handler path", "[runtimes.x]\n", "runtimes.x.path: \"\" must be an absolute path"},
+		{"annotation", "[runtimes.x]\npath = \"x\"\nallowed_annotations = [\"[\"]\n", "crid.toml:3: runtimes.x.allowed_annotations: "},
+		{"default runtime", "default_runtime = \"kata\"\n", `crid.toml:1: default_runtime: "kata" has no table [runtimes.kata]; known: crun, runc`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Load(write(t, map[string]string{"crid.toml": c.text}), true)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v\nwant it to contain %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestAllFaultsAreToldAtOnce(t *testing.T) {
+	path := write(t, map[string]string{
+		"crid.toml":          "rot = 1\nroot = 2\n",
+		"crid.toml.d/a.toml": "sockt = \"/x\"\n",
+	})
+	_, err := Load(path, true)
+	if err == nil || strings.Count(err.Error(), "\n") != 2 {
+		t.Errorf("want three lines, got %v", err)
+	}
+}
+
+func TestAMissingFileCountsOnlyWhenItWasAskedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "crid.toml")
+	if _, err := Load(path, true); err == nil {
+		t.Error("a required file is missing and nobody says so")
+	}
+	got, err := Load(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), got); diff != "" {
+		t.Error(diff)
+	}
+	if err := got.Validate(); err != nil {
+		t.Errorf("the defaults are not valid: %v", err)
+	}
+}
