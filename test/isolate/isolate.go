@@ -120,13 +120,8 @@ func mounts(scratch string) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// The scratch directory is a mount of its own: shared, as a host's root is, so that mount propagation into
-	// containers and the sharing of /run/netns can be tested.
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount proc: %w", err)
-	}
-	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_REMOUNT|unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("remount sysfs: %w", err)
 	}
 	for _, dir := range []string{"/etc", "/var/lib"} {
 		if err := cover(dir, filepath.Join(scratch, "cover", dir)); err != nil {
@@ -139,6 +134,7 @@ func mounts(scratch string) error {
 	if err := unix.Unmount("/sys/fs/cgroup/unified", 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount the empty v2 hierarchy: %w", err)
 	}
+	// Shared, as a host's mounts are, so that propagation into containers can be tested.
 	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("share mounts: %w", err)
 	}
