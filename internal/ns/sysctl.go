@@ -1,0 +1,79 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// checkSysctls refuses, without I/O, every sysctl that would not be written into one of w's new namespaces: what is
+// left of the name would be the host's own setting.
+func checkSysctls(w Want) error {
+	for _, name := range slices.Sorted(maps.Keys(w.Sysctls)) {
+		if slices.ContainsFunc(strings.Split(name, "."), func(part string) bool { return part == "" }) ||
+			strings.ContainsAny(name, "/\x00") {
+			return fmt.Errorf("sysctl %q: a name is words with single dots between them: %w", name, errdef.Invalid)
+		}
+		owner, made := w.owner(name)
+		if owner == "" {
+			return fmt.Errorf("sysctl %s belongs to the whole host, not to a pod: %w", name, errdef.Invalid)
+		}
+		if !made {
+			return fmt.Errorf("sysctl %s needs a %s namespace of the pod's own: %w", name, owner, errdef.Invalid)
+		}
+	}
+	return nil
+}
+
+// owner returns which namespace a sysctl belongs to, empty when to none, and whether w asks for a new one.
+func (w Want) owner(name string) (owner string, made bool) {
+	switch {
+	case strings.HasPrefix(name, "net."):
+		return "net", w.Net
+	case strings.HasPrefix(name, "fs.mqueue."),
+		strings.HasPrefix(name, "kernel.shm"),
+		strings.HasPrefix(name, "kernel.msg"),
+		name == "kernel.sem", name == "kernel.sem_next_id":
+		return "ipc", w.IPC
+	case name == "kernel.domainname":
+		return "uts", w.UTS
+	}
+	return "", false
+}
+
+// writeSysctls writes the settings for the namespaces of the calling thread: what /proc/sys shows of net, kernel.shm*,
+// fs.mqueue and their like follows the thread that opens it. The order is that of the names, so that a failure is
+// the same one each time; it also puts net.ipv4.ip_local_port_range before the ip_unprivileged_port_start that the
+// kernel measures by it.
+func writeSysctls(sysctls map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(sysctls)) {
+		if err := writeSysctl(name, sysctls[name]); err != nil {
+			return fmt.Errorf("set sysctl %s to %q: %w", name, sysctls[name], err)
+		}
+	}
+	return nil
+}
+
+func writeSysctl(name, value string) error {
+	f, err := os.OpenFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("this kernel has no such setting: %w", errdef.Invalid)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("the setting is read-only inside a pod: %w", errdef.Invalid)
+	case err != nil:
+		return invalidIf(err, unix.EISDIR, unix.ENOTDIR, unix.ENAMETOOLONG)
+	}
+	_, err = f.WriteString(value)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return invalidIf(err, unix.EINVAL, unix.ERANGE, unix.EDOM, unix.E2BIG, unix.EPERM)
+	}
+	return nil
+}

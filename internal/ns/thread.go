@@ -1,0 +1,84 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// inNew calls work on a thread that is in new namespaces (flags as for unshare(2)) and waits for it. Whatever the
+// rest of the process does meanwhile happens in the namespaces where it always was.
+func inNew(flags int, work func() error) error {
+	done := make(chan error, 1)
+	go func() { // ends with work
+		runtime.LockOSThread()
+		home, err := openHome(flags)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		err = unshareAnd(flags, work)
+		if home.enter() == nil {
+			runtime.UnlockOSThread()
+		}
+		// A thread that could not go home stays locked, and the Go runtime ends it with this goroutine: nobody
+		// else ever runs in the wrong namespaces. The work was done nevertheless.
+		done <- errors.Join(err, home.Close())
+	}()
+	return <-done
+}
+
+func unshareAnd(flags int, work func() error) error {
+	switch err := unix.Unshare(flags); {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
+		return fmt.Errorf("make namespaces: %w: %w (see /proc/sys/user/max_*_namespaces)", errdef.Exhausted, err)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("make namespaces: the kernel lacks one of net, ipc, uts: %w", errdef.Unsupported)
+	case err != nil:
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	return work()
+}
+
+// home holds open the namespaces that a thread is about to leave, by their flag for setns(2).
+type home map[int]*os.File
+
+// openHome opens those namespaces of the calling thread that flags name.
+func openHome(flags int) (home, error) {
+	h := home{}
+	for flag, name := range map[int]string{unix.CLONE_NEWNET: "net", unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWUTS: "uts"} {
+		if flags&flag == 0 {
+			continue
+		}
+		f, err := os.Open("/proc/thread-self/ns/" + name)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open own namespace: %w", err), h.Close())
+		}
+		h[flag] = f
+	}
+	return h, nil
+}
+
+// enter moves the calling thread into every namespace of h.
+func (h home) enter() error {
+	for flag, f := range h {
+		if err := unix.Setns(int(f.Fd()), flag); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h home) Close() error {
+	var failed []error
+	for _, f := range h {
+		failed = append(failed, f.Close())
+	}
+	return errors.Join(failed...)
+}
