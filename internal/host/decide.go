@@ -1,0 +1,107 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+func decide(r reading) (fact.Host, error) {
+	host := fact.Host{
+		BootID: r.bootID,
+		Kernel: r.release,
+		// A kernel with filters looks at the address and finds it bad; one without does not know the mode.
+		Seccomp:  errors.Is(r.filters, unix.EFAULT),
+		AppArmor: r.appArmor == "Y",
+		SELinux:  r.mounted("selinuxfs"),
+	}
+	var err error
+	if host.OOMScoreAdj, err = strconv.Atoi(r.oomScoreAdj); err != nil {
+		return fact.Host{}, fmt.Errorf("parse oom_score_adj: %w", err)
+	}
+	if host.RaiseLimits, err = r.mayRaiseLimits(); err != nil {
+		return fact.Host{}, err
+	}
+	if host.Cgroup, host.Controllers, err = r.cgroup(); err != nil {
+		return fact.Host{}, err
+	}
+	return host, nil
+}
+
+func (r reading) mounted(fstype string) bool {
+	for _, m := range r.mounts {
+		if m.FSType == fstype {
+			return true
+		}
+	}
+	return false
+}
+
+// mayRaiseLimits tells whether CAP_SYS_RESOURCE is effective, and over the host: inside a user namespace the kernel
+// does not honour it for limits and scores.
+func (r reading) mayRaiseLimits() (bool, error) {
+	if r.uidMap != "" && !slices.Equal(strings.Fields(r.uidMap), []string{"0", "0", "4294967295"}) {
+		return false, nil
+	}
+	for line := range strings.Lines(r.status) {
+		set, found := strings.CutPrefix(line, "CapEff:")
+		if !found {
+			continue
+		}
+		effective, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+		if err != nil {
+			return false, fmt.Errorf("parse effective capabilities: %w", err)
+		}
+		return effective&(1<<unix.CAP_SYS_RESOURCE) != 0, nil
+	}
+	return false, errors.New("/proc/self/status has no CapEff")
+}
+
+// cgroup decides by what is mounted at and below /sys/fs/cgroup: a v2 hierarchy elsewhere (Cilium and Calico mount
+// their own) is not the host's choice.
+func (r reading) cgroup() (fact.CgroupMode, []string, error) {
+	if r.rootMagic == unix.CGROUP2_SUPER_MAGIC {
+		return fact.CgroupV2, strings.Fields(r.controllers), nil
+	}
+	known := r.controllersV1()
+	mode, found := fact.CgroupV1, []string{}
+	for _, m := range r.mounts {
+		if m.Mountpoint != cgroupRoot && filepath.Dir(m.Mountpoint) != cgroupRoot {
+			continue
+		}
+		if m.FSType == "cgroup2" {
+			mode = fact.CgroupHybrid
+			continue
+		}
+		for option := range strings.SplitSeq(m.VFSOptions, ",") {
+			if m.FSType == "cgroup" && slices.Contains(known, option) {
+				found = append(found, option)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return 0, nil, fmt.Errorf("no cgroup controller is mounted below %s: %w", cgroupRoot, errdef.Unavailable)
+	}
+	slices.Sort(found)
+	return mode, slices.Compact(found), nil
+}
+
+// controllersV1 returns the controllers that v1 hierarchies have, by lines like "3:cpu,cpuacct:/a/path".
+func (r reading) controllersV1() []string {
+	var known []string
+	for line := range strings.Lines(r.cgroups) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) == 3 && parts[1] != "" && !strings.HasPrefix(parts[1], "name=") {
+			known = append(known, strings.Split(parts[1], ",")...)
+		}
+	}
+	return known
+}
