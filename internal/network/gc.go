@@ -1,0 +1,81 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// Recall answers the requests that libcni remembers having added and not deleted for id; for the empty id,
+// all of them. It serves the undoing of what has no readable record.
+func (c *CNI) Recall(id string) ([]Request, error) {
+	attachments, err := c.lib.GetCachedAttachments(id)
+	if err != nil {
+		return nil, fmt.Errorf("read cached attachments: %w", err)
+	}
+	var found []Request
+	for _, a := range attachments {
+		r, err := recall(a)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, r)
+	}
+	return found, nil
+}
+
+// GC deletes what was added, is remembered and has no live owner, each with the request it was added with,
+// and then tells today's network, if it has the verb, which attachments are valid. live is asked after the
+// memory is read, while no ADD and no DEL runs; every request is recorded before its Add, so live knows the
+// newest. Unavailable at once when an ADD or DEL is under way: CNI forbids GC beside them.
+func (c *CNI) GC(ctx context.Context, live func() []Request) error {
+	if !c.gate.TryAcquire(gcShare) {
+		return fmt.Errorf("collect garbage of the network: pods are being attached or detached: %w", errdef.Unavailable)
+	}
+	defer c.gate.Release(gcShare)
+	known, err := c.Recall("")
+	if err != nil {
+		return err
+	}
+	valid := map[types.GCAttachment]bool{}
+	for _, r := range live() {
+		valid[types.GCAttachment{ContainerID: r.ID, IfName: r.IfName}] = true
+	}
+	var errs []error
+	for _, r := range known {
+		if valid[types.GCAttachment{ContainerID: r.ID, IfName: r.IfName}] {
+			continue
+		}
+		list, err := r.list()
+		if err == nil {
+			err = c.del(ctx, list, r)
+		}
+		errs = append(errs, err)
+	}
+	errs = append(errs, c.gcVerb(ctx, valid))
+	return errors.Join(errs...)
+}
+
+// gcVerb runs the GC verb of today's network. libcni would first delete stale attachments with today's
+// configuration, so it is shown no memory: what is stale was deleted with its own.
+func (c *CNI) gcVerb(ctx context.Context, valid map[types.GCAttachment]bool) error {
+	n := c.view.Load().net
+	if n == nil || !n.hasVerb11() {
+		return nil
+	}
+	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
+	for a := range valid {
+		args.ValidAttachments = append(args.ValidAttachments, a)
+	}
+	forgetful := libcni.NewCNIConfigWithCacheDir(c.cfg.BinDirs, filepath.Join(c.cfg.CacheDir, "none"), &plugins{})
+	if err := forgetful.GCNetworkList(ctx, n.list, args); err != nil {
+		return fmt.Errorf("collect garbage of network %s: %w", n.list.Name, pluginFailure(err))
+	}
+	return nil
+}
