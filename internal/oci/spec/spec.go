@@ -4,8 +4,11 @@
 package spec
 
 import (
+	"fmt"
+
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-tools/generate"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/fact"
@@ -41,6 +44,12 @@ type Volume struct {
 	Destination string // in the container
 }
 
+// Device is one device node of the host as the container gets it.
+type Device struct {
+	specs.LinuxDevice        // Path is the container's
+	Access            string // what the device cgroup allows: of r, w, m; empty = "rwm"
+}
+
 // Input is everything that a container's configuration depends on.
 type Input struct {
 	ID      string
@@ -53,17 +62,21 @@ type Input struct {
 	User    User
 	Mounts  []Mount
 	Volumes []Volume
-	Devices []specs.LinuxDevice // of the CRI request, looked up on the host (see Devices in the caller)
-	Target  string              // /proc/PID/ns/pid of the target of namespace mode TARGET
-	Cgroup  string              // cgroupsPath: the container's leaf
+	Devices []Device // of the CRI request, looked up on the host; all of the host's for a privileged container
+	Target  string   // /proc/PID/ns/pid of the target of namespace mode TARGET
+	Cgroup  string   // cgroupsPath: the container's leaf
 	Seccomp Seccomp
+
+	// AllowedAnnotations are the handler's globs (path.Match): annotations of the pod and the container that
+	// match one reach the OCI runtime, no others do.
+	AllowedAnnotations []string
 }
 
 // User is the process's identity, resolved against the root filesystem's passwd and group files.
 type User struct {
 	UID, GID   uint32
-	Additional []uint32
-	Home       string // for HOME when the environment has none
+	Additional []uint32 // sorted, and the primary group is among them
+	Home       string   // for HOME when the environment has none
 }
 
 // Seccomp is the profile to apply, read by the caller: nil Profile = unconfined.
@@ -73,3 +86,56 @@ type Seccomp struct {
 
 // Edit changes a configuration after Build: CDI devices, hooks, NRI adjustments. Edits are applied in order.
 type Edit func(*specs.Spec) error
+
+// Build makes the configuration of one container. The config must have passed ValidateContainer. Errors are
+// of kind Invalid and name the CRI field, or Unsupported where host or handler cannot do what is asked.
+func Build(in Input, edits ...Edit) (*specs.Spec, error) {
+	s, err := base(in)
+	if err != nil {
+		return nil, err
+	}
+	sc := securityContext(in.Config)
+	s.Root.Readonly = sc.GetReadonlyRootfs()
+	steps := []func(*specs.Spec, Input) error{
+		setProcess, setCapabilities, setNamespaces, setMounts, setPaths, setDevices, setResources, setAnnotations,
+	}
+	for _, step := range steps {
+		if err := step(s, in); err != nil {
+			return nil, err
+		}
+	}
+	if !sc.GetPrivileged() {
+		s.Linux.Seccomp = in.Seccomp.Profile
+	}
+	for _, edit := range edits {
+		if err := edit(s); err != nil {
+			return nil, fmt.Errorf("edit configuration of container %s: %w", in.ID, err)
+		}
+	}
+	return s, nil
+}
+
+// base is the generator's default configuration without what it sets for standalone use: a host name, a
+// limit on open files, capabilities, mounts and a seccomp profile of its own.
+func base(in Input) (*specs.Spec, error) {
+	g, err := generate.New("linux")
+	if err != nil {
+		return nil, fmt.Errorf("make the default configuration: %w", err)
+	}
+	g.SetVersion(specVersion(in.Handler))
+	g.RemoveHostname()
+	g.SetRootPath(in.Rootfs)
+	g.ClearProcessRlimits()
+	g.ClearProcessEnv()
+	g.ClearProcessCapabilities()
+	g.ClearMounts()
+	g.ClearLinuxNamespaces()
+	g.SetLinuxCgroupsPath(in.Cgroup)
+	g.Config.Linux.Seccomp = nil
+	return g.Config, nil
+}
+
+// securityContext answers an empty context where the config has none.
+func securityContext(c *runtime.ContainerConfig) *runtime.LinuxContainerSecurityContext {
+	return c.GetLinux().GetSecurityContext()
+}

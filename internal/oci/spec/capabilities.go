@@ -1,0 +1,119 @@
+package spec
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/capability"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+// defaultCapabilities are what images are built to expect: the set that Docker and containerd give.
+func defaultCapabilities() []string {
+	return []string{
+		"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
+		"CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID",
+		"CAP_SYS_CHROOT",
+	}
+}
+
+// rlimitCapability is the one that a host may deny to crid itself (fact.Host.RaiseLimits). A runtime that is
+// asked for more than crid has fails with a bare "operation not permitted".
+const rlimitCapability = "CAP_SYS_RESOURCE"
+
+// setCapabilities leaves the inheritable and ambient sets empty unless ambient capabilities are asked for: a
+// filled inheritable set would give file capabilities to processes that never asked (CVE-2022-24769).
+func setCapabilities(s *specs.Spec, in Input) error {
+	sc := securityContext(in.Config)
+	if sc.GetPrivileged() {
+		all := allCapabilities(in.Host)
+		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+		return nil
+	}
+	c, err := capabilities(sc.GetCapabilities(), in.Host)
+	if err != nil {
+		return err
+	}
+	s.Process.Capabilities = c
+	return nil
+}
+
+func capabilities(c *runtime.Capability, host fact.Host) (*specs.LinuxCapabilities, error) {
+	addAll, add, err := parseCapabilities("add_capabilities", c.GetAddCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	ambientAll, ambient, err := parseCapabilities("add_ambient_capabilities", c.GetAddAmbientCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	dropAll, drop, err := parseCapabilities("drop_capabilities", c.GetDropCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	set := defaultCapabilities()
+	if addAll || ambientAll {
+		set = allCapabilities(host)
+	}
+	if dropAll {
+		set = nil
+	}
+	if ambientAll {
+		ambient = allCapabilities(host)
+	}
+	dropped := func(name string) bool { return slices.Contains(drop, name) }
+	set = sorted(slices.DeleteFunc(slices.Concat(set, add, ambient), dropped))
+	ambient = sorted(slices.DeleteFunc(ambient, dropped))
+	if !host.RaiseLimits && slices.Contains(set, rlimitCapability) {
+		return nil, fmt.Errorf("linux.security_context.capabilities: crid itself runs without %s: %w",
+			rlimitCapability, errdef.Unsupported)
+	}
+	return &specs.LinuxCapabilities{
+		Bounding: set, Effective: set, Permitted: set, Inheritable: ambient, Ambient: ambient,
+	}, nil
+}
+
+// parseCapabilities turns names with or without CAP_, in any case, into the kernel's; "ALL" is told apart.
+func parseCapabilities(field string, names []string) (all bool, parsed []string, err error) {
+	known := knownCapabilities()
+	for _, name := range names {
+		upper := strings.ToUpper(name)
+		if upper == "ALL" {
+			all = true
+			continue
+		}
+		full := "CAP_" + strings.TrimPrefix(upper, "CAP_")
+		if !slices.Contains(known, full) {
+			return false, nil, fmt.Errorf("linux.security_context.capabilities.%s: unknown capability %q: %w",
+				field, name, errdef.Invalid)
+		}
+		parsed = append(parsed, full)
+	}
+	return all, parsed, nil
+}
+
+func knownCapabilities() []string {
+	var names []string
+	for _, c := range capability.ListKnown() {
+		names = append(names, "CAP_"+strings.ToUpper(c.String()))
+	}
+	return names
+}
+
+// allCapabilities are those of "ALL" and of privileged containers: all that crid can hand on.
+func allCapabilities(host fact.Host) []string {
+	return sorted(slices.DeleteFunc(knownCapabilities(), func(name string) bool {
+		return name == rlimitCapability && !host.RaiseLimits
+	}))
+}
+
+// sorted answers s in order and without doubles; it may reuse s.
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return slices.Compact(s)
+}

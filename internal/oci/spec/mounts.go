@@ -1,0 +1,187 @@
+package spec
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// setMounts puts together what every container has, the pod's files, the image's volumes and the CRI's
+// mounts. A CRI mount takes the place of anything else at its destination, and of the standard mounts below
+// it. Shallow destinations come first, so that no mount hides another.
+func setMounts(s *specs.Spec, in Input) error {
+	var asked []specs.Mount
+	for i, m := range in.Mounts {
+		if m.GetRecursiveReadOnly() && !in.Handler.RecursiveReadOnly {
+			// The word in front is the one that k8s.io/cri-api/pkg/errors gives to this failure.
+			return fmt.Errorf("RROUnsupported: mounts[%d] (%s): recursive_read_only needs kernel 5.12 and a runtime "+
+				"that knows it, which handler %q has not: %w", i, m.GetContainerPath(), in.Handler.Name, errdef.Unsupported)
+		}
+		bind, err := bindMount(m)
+		if err != nil {
+			return fmt.Errorf("mounts[%d] (%s): %w", i, m.GetContainerPath(), err)
+		}
+		asked = append(asked, bind)
+		s.Linux.RootfsPropagation = widest(s.Linux.RootfsPropagation, m.GetPropagation())
+	}
+	privileged := securityContext(in.Config).GetPrivileged()
+	own := slices.Concat(standardMounts(privileged), podMounts(in.Pod, s.Root.Readonly))
+	own = slices.DeleteFunc(own, func(m specs.Mount) bool {
+		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return within(m.Destination, a.Destination) })
+	})
+	volumes := slices.DeleteFunc(volumeMounts(in.Volumes), func(m specs.Mount) bool {
+		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == m.Destination })
+	})
+	s.Mounts = slices.Concat(own, volumes, asked)
+	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
+		return cmp.Compare(depth(a.Destination), depth(b.Destination))
+	})
+	return nil
+}
+
+func standardMounts(privileged bool) []specs.Mount {
+	access := "ro"
+	if privileged {
+		access = "rw"
+	}
+	return []specs.Mount{
+		procMount(),
+		devMount(),
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+			Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
+	}
+}
+
+func procMount() specs.Mount {
+	return specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}}
+}
+
+func devMount() specs.Mount {
+	return specs.Mount{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
+		Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}}
+}
+
+// podMounts are the pod's files and its shared memory. The files follow the root filesystem's access; shared
+// memory is writable always.
+func podMounts(pod PodEnv, readonly bool) []specs.Mount {
+	access := "rw"
+	if readonly {
+		access = "ro"
+	}
+	shm := cmp.Or(pod.Shm, "/dev/shm")
+	mounts := []specs.Mount{{Destination: "/dev/shm", Type: "bind", Source: shm,
+		Options: []string{"bind", "rprivate", "nosuid", "noexec", "nodev", "rw"}}}
+	for _, f := range []struct{ destination, source string }{
+		{"/etc/hostname", pod.HostnameFile},
+		{"/etc/hosts", pod.Hosts},
+		{"/etc/resolv.conf", pod.ResolvConf},
+	} {
+		if f.source != "" {
+			mounts = append(mounts, specs.Mount{Destination: f.destination, Type: "bind", Source: f.source,
+				Options: []string{"bind", "rprivate", "nosuid", "noexec", "nodev", access}})
+		}
+	}
+	return mounts
+}
+
+// volumeMounts leaves out an image's volumes in the kernel's filesystems: there they would hide what masked
+// and read-only paths protect.
+func volumeMounts(volumes []Volume) []specs.Mount {
+	var mounts []specs.Mount
+	for _, v := range volumes {
+		dest := path.Join("/", v.Destination)
+		if dest == "/" || within(dest, "/proc") || within(dest, "/sys") || within(dest, "/dev") {
+			continue
+		}
+		mounts = append(mounts, specs.Mount{Destination: dest, Type: "bind", Source: v.Source,
+			Options: []string{"rbind", "rprivate", "rw"}})
+	}
+	return mounts
+}
+
+// bindMount is one mount of the CRI. "ro" holds for the mount itself only, "rro" for all that is mounted
+// below it as well.
+func bindMount(m Mount) (specs.Mount, error) {
+	options := []string{"rbind"}
+	switch p := m.GetPropagation(); p {
+	case runtime.MountPropagation_PROPAGATION_PRIVATE:
+		options = append(options, "rprivate")
+	case runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		options = append(options, "rslave")
+	case runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		options = append(options, "rshared")
+	default:
+		return specs.Mount{}, fmt.Errorf("propagation: unknown mode %v: %w", p, errdef.Invalid)
+	}
+	switch {
+	case m.GetRecursiveReadOnly():
+		options = append(options, "rro")
+	case m.GetReadonly() || m.GetImage().GetImage() != "":
+		options = append(options, "ro")
+	default:
+		options = append(options, "rw")
+	}
+	return specs.Mount{
+		Destination: path.Join("/", m.GetContainerPath()),
+		Type:        "bind",
+		Source:      m.Source,
+		Options:     append(options, m.GetMountOptions()...),
+	}, nil
+}
+
+// widest is the propagation that the root filesystem needs so that each mount can have its own: what a mount
+// shares or receives has to pass through the root.
+func widest(have string, p runtime.MountPropagation) string {
+	switch {
+	case p == runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return "rshared"
+	case p == runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER && have == "":
+		return "rslave"
+	}
+	return have
+}
+
+// within tells whether p is dir or lies below it; both are clean.
+func within(p, dir string) bool {
+	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/")
+}
+
+func depth(destination string) int {
+	return strings.Count(destination, "/")
+}
+
+// setPaths hides and protects what the CRI lists, to the letter: the kubelet sends the lists, and an empty
+// one means unmasked. Only a container without any security context gets the default lists.
+func setPaths(s *specs.Spec, in Input) error {
+	sc := securityContext(in.Config)
+	switch {
+	case sc == nil:
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMaskedPaths(), defaultReadonlyPaths()
+	case !sc.GetPrivileged():
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = sc.GetMaskedPaths(), sc.GetReadonlyPaths()
+	}
+	return nil
+}
+
+func defaultMaskedPaths() []string {
+	return []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		"/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+}
+
+func defaultReadonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}

@@ -1,0 +1,41 @@
+package spec
+
+import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// pauseUser owns nothing anywhere, so the pause can be signalled by root alone.
+const pauseUser = 65535
+
+// pauseOOMScoreAdj keeps a pod's PID namespace alive longer than what runs in it.
+const pauseOOMScoreAdj = -998
+
+// BuildPause makes the configuration of the process that holds a pod's shared PID namespace: /pause on a
+// read-only root, in a new PID namespace and in the pod's others, with no capability and no way to gain one.
+// Of in it takes ID, Pod, Host, Handler, Rootfs, Cgroup and Seccomp. /dev is a tmpfs because runtimes make
+// device nodes there, and the root filesystem is shared by all pauses.
+func BuildPause(in Input) (*specs.Spec, error) {
+	s, err := base(in)
+	if err != nil {
+		return nil, err
+	}
+	s.Root.Readonly = true
+	p := s.Process
+	p.Args = []string{"/pause"}
+	p.Cwd = "/"
+	p.Env = []string{"PATH=" + defaultPath}
+	p.User = specs.User{UID: pauseUser, GID: pauseUser, AdditionalGids: []uint32{pauseUser}}
+	p.Capabilities = &specs.LinuxCapabilities{}
+	p.NoNewPrivileges = true
+	p.OOMScoreAdj = oomScoreAdj(pauseOOMScoreAdj, in.Host)
+	s.Mounts = []specs.Mount{procMount(), devMount()}
+	s.Linux.Namespaces = append(podNamespaces(in.Pod), specs.LinuxNamespace{Type: specs.PIDNamespace})
+	if ownCgroupNamespace(in) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: allAccess}}}
+	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMaskedPaths(), defaultReadonlyPaths()
+	s.Linux.Seccomp = in.Seccomp.Profile
+	s.Annotations = podAnnotations(in.Pod, "sandbox")
+	return s, nil
+}

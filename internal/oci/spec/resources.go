@@ -1,0 +1,131 @@
+package spec
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+func setResources(s *specs.Spec, in Input) error {
+	r := Resources(in.Config.GetLinux().GetResources(), in.Host)
+	r.Devices = s.Linux.Resources.Devices
+	s.Linux.Resources = r
+	return nil
+}
+
+// Resources are the limits that the CRI asks for, without those that this host has no controller for. A zero
+// field of the CRI means "not specified" and is left out, so that the result serves updates too. Values must
+// have passed ValidateResources. The answer is never nil and holds no device rules.
+func Resources(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxResources {
+	out := &specs.LinuxResources{}
+	if host.HasController("memory") {
+		out.Memory = memory(r)
+	}
+	out.CPU = cpu(r, host)
+	if host.HasController("hugetlb") {
+		for _, h := range r.GetHugepageLimits() {
+			out.HugepageLimits = append(out.HugepageLimits,
+				specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
+		}
+	}
+	if host.Cgroup == fact.CgroupV2 {
+		out.Unified = unified(r, host)
+	}
+	return out
+}
+
+// memory knows that swap is the sum of memory and swap space, in the CRI as in the OCI, and that a container
+// whose swap limit is not specified must not swap.
+func memory(r *runtime.LinuxContainerResources) *specs.LinuxMemory {
+	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	if limit == 0 && swap == 0 {
+		return nil
+	}
+	if swap == 0 {
+		swap = limit
+	}
+	m := &specs.LinuxMemory{Swap: &swap}
+	if limit != 0 {
+		m.Limit = &limit
+	}
+	return m
+}
+
+func cpu(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxCPU {
+	c := &specs.LinuxCPU{}
+	if host.HasController("cpu") {
+		if v := uint64(r.GetCpuShares()); v != 0 {
+			c.Shares = &v
+		}
+		if v := uint64(r.GetCpuPeriod()); v != 0 {
+			c.Period = &v
+		}
+		if v := r.GetCpuQuota(); v != 0 {
+			c.Quota = &v
+		}
+	}
+	if host.HasController("cpuset") {
+		c.Cpus, c.Mems = r.GetCpusetCpus(), r.GetCpusetMems()
+	}
+	if *c == (specs.LinuxCPU{}) {
+		return nil
+	}
+	return c
+}
+
+// unified keeps the settings whose controller is there, and those of the cgroup itself ("cgroup.freeze").
+func unified(r *runtime.LinuxContainerResources, host fact.Host) map[string]string {
+	var out map[string]string
+	for key, value := range r.GetUnified() {
+		controller, _, _ := strings.Cut(key, ".")
+		if controller != "cgroup" && !host.HasController(controller) {
+			continue
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[key] = value
+	}
+	return out
+}
+
+// ValidateResources refuses values that no kernel takes. field is where r stands in the CRI's message, for
+// the error; -1 means "no limit" for the quota and the two memory limits.
+func ValidateResources(field string, r *runtime.LinuxContainerResources) error {
+	for _, v := range []struct {
+		name       string
+		value, min int64
+	}{
+		{"cpu_period", r.GetCpuPeriod(), 0},
+		{"cpu_quota", r.GetCpuQuota(), -1},
+		{"cpu_shares", r.GetCpuShares(), 0},
+		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1},
+		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
+		{"oom_score_adj", r.GetOomScoreAdj(), -1000},
+	} {
+		if v.value < v.min {
+			return fmt.Errorf("%s.%s: %d is below %d: %w", field, v.name, v.value, v.min, errdef.Invalid)
+		}
+	}
+	if adj := r.GetOomScoreAdj(); adj > 1000 {
+		return fmt.Errorf("%s.oom_score_adj: %d is above 1000: %w", field, adj, errdef.Invalid)
+	}
+	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	if limit > 0 && swap > 0 && swap < limit {
+		return fmt.Errorf("%s.memory_swap_limit_in_bytes: %d is below the memory limit %d, which it includes: %w",
+			field, swap, limit, errdef.Invalid)
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.GetUnified())) {
+		if !strings.Contains(key, ".") || strings.ContainsAny(key, "/\x00") {
+			return fmt.Errorf("%s.unified: %q is no file of a cgroup: %w", field, key, errdef.Invalid)
+		}
+	}
+	return nil
+}

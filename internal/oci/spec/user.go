@@ -1,0 +1,161 @@
+package spec
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/user"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// maxID is the greatest uid and gid that Kubernetes accepts.
+const maxID = 1<<31 - 1
+
+// Accounts are the contents of a root filesystem's /etc/passwd and /etc/group; nil where there is no file.
+type Accounts struct {
+	Passwd, Group []byte
+}
+
+// ResolveUser finds out who a container's process is: the CRI's user and group or else the image's User.
+// Group memberships from the group file count under the policy Merge, not under Strict; the primary group is
+// always among the additional ones, so that leaving it at run time gains nothing. What cannot be parsed is
+// Invalid, a name that the files do not have is NotFound.
+func ResolveUser(a Accounts, sc *runtime.LinuxContainerSecurityContext, imageUser string) (User, error) {
+	who, group, err := identity(sc, imageUser)
+	if err != nil {
+		return User{}, err
+	}
+	account, err := findUser(a.Passwd, who)
+	if err != nil {
+		return User{}, err
+	}
+	if group != "" {
+		account.Gid, err = findGroup(a.Group, group)
+		if err != nil {
+			return User{}, err
+		}
+	}
+	groups, err := additional(a, sc, account)
+	if err != nil {
+		return User{}, err
+	}
+	home := account.Home
+	if !strings.HasPrefix(home, "/") {
+		home = "/"
+	}
+	return User{UID: uint32(account.Uid), GID: uint32(account.Gid), Additional: groups, Home: home}, nil
+}
+
+// identity answers the user and the group as text: a name, a number, or "" for unspecified.
+func identity(sc *runtime.LinuxContainerSecurityContext, imageUser string) (who, group string, err error) {
+	if err := validateUser(sc); err != nil {
+		return "", "", err
+	}
+	if g := sc.GetRunAsGroup(); g != nil {
+		group = strconv.FormatInt(g.GetValue(), 10)
+	}
+	switch {
+	case sc.GetRunAsUser() != nil:
+		return strconv.FormatInt(sc.GetRunAsUser().GetValue(), 10), group, nil
+	case sc.GetRunAsUsername() != "":
+		return sc.GetRunAsUsername(), group, nil
+	}
+	who, group, _ = strings.Cut(imageUser, ":")
+	return who, group, nil
+}
+
+// findUser answers the account of a name or number. A number needs no account: its group is 0 then. Nobody
+// at all means root.
+func findUser(passwd []byte, who string) (user.User, error) {
+	if who == "" {
+		who = "0"
+	}
+	id, numeric, err := parseID(who)
+	if err != nil {
+		return user.User{}, fmt.Errorf("user %q: %w", who, err)
+	}
+	found, err := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool {
+		return numeric && u.Uid == id || !numeric && u.Name == who
+	})
+	if err != nil {
+		return user.User{}, fmt.Errorf("find user %q in /etc/passwd: %v: %w", who, err, errdef.Invalid)
+	}
+	if len(found) == 0 {
+		if numeric {
+			return user.User{Uid: id}, nil
+		}
+		return user.User{}, fmt.Errorf("user %q in the image's /etc/passwd: %w", who, errdef.NotFound)
+	}
+	u := found[0]
+	if !validID(u.Uid) || !validID(u.Gid) {
+		return user.User{}, fmt.Errorf("user %q in /etc/passwd: uid %d, gid %d: out of range: %w", who, u.Uid, u.Gid,
+			errdef.Invalid)
+	}
+	return u, nil
+}
+
+func findGroup(group []byte, name string) (int, error) {
+	id, numeric, err := parseID(name)
+	if err != nil {
+		return 0, fmt.Errorf("group %q: %w", name, err)
+	}
+	if numeric {
+		return id, nil
+	}
+	found, err := user.ParseGroupFilter(bytes.NewReader(group), func(g user.Group) bool { return g.Name == name })
+	if err != nil {
+		return 0, fmt.Errorf("find group %q in /etc/group: %v: %w", name, err, errdef.Invalid)
+	}
+	if len(found) == 0 {
+		return 0, fmt.Errorf("group %q in the image's /etc/group: %w", name, errdef.NotFound)
+	}
+	if !validID(found[0].Gid) {
+		return 0, fmt.Errorf("group %q in /etc/group: gid %d: out of range: %w", name, found[0].Gid, errdef.Invalid)
+	}
+	return found[0].Gid, nil
+}
+
+// additional are the primary group, the CRI's supplemental groups and, under Merge, those of the group file
+// that list the user.
+func additional(a Accounts, sc *runtime.LinuxContainerSecurityContext, u user.User) ([]uint32, error) {
+	gids := []uint32{uint32(u.Gid)}
+	for _, g := range sc.GetSupplementalGroups() {
+		gids = append(gids, uint32(g))
+	}
+	if sc.GetSupplementalGroupsPolicy() == runtime.SupplementalGroupsPolicy_Merge && u.Name != "" {
+		found, err := user.ParseGroupFilter(bytes.NewReader(a.Group), func(g user.Group) bool {
+			return slices.Contains(g.List, u.Name)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("find groups of user %q in /etc/group: %v: %w", u.Name, err, errdef.Invalid)
+		}
+		for _, g := range found {
+			if !validID(g.Gid) {
+				return nil, fmt.Errorf("group %q of user %q: gid %d: out of range: %w", g.Name, u.Name, g.Gid, errdef.Invalid)
+			}
+			gids = append(gids, uint32(g.Gid))
+		}
+	}
+	slices.Sort(gids)
+	return slices.Compact(gids), nil
+}
+
+// parseID tells numbers from names. A number out of range is an error, never a name.
+func parseID(s string) (id int, numeric bool, err error) {
+	digits := strings.TrimPrefix(s, "-")
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return 0, false, nil
+	}
+	id, err = strconv.Atoi(s)
+	if err != nil || !validID(id) {
+		return 0, true, fmt.Errorf("not within 0 and %d: %w", maxID, errdef.Invalid)
+	}
+	return id, true, nil
+}
+
+func validID(id int) bool { return id >= 0 && id <= maxID }
