@@ -1,0 +1,154 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/ns"
+	"github.com/crid/crid/internal/state"
+)
+
+// loaders is how many pods are looked at together at start-up.
+const loaders = 16
+
+// Load reads what an earlier crid left, after the containers were loaded: afterwards every pod is listed as
+// it is. Pods that were being created or removed are erased in the background, tombstones retried. Each
+// error is about one pod, which is then in Broken, or about a store that cannot be read at all; none keeps
+// crid from serving.
+func (m *Manager) Load(ctx context.Context) []error {
+	var (
+		mu   sync.Mutex // guards errs
+		errs []error
+	)
+	fail := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	if err := m.makeParent(m.deps.Config.CgroupParent); err != nil {
+		fail(fmt.Errorf("make the default cgroup parent: %w", err))
+	}
+	var group errgroup.Group
+	group.SetLimit(loaders)
+	for e, err := range m.deps.Records.All() {
+		if e.ID == "" {
+			fail(fmt.Errorf("load pods: %w", err))
+			break
+		}
+		if err != nil {
+			fail(fmt.Errorf("load pod %s: %w", e.ID, err))
+		}
+		p := m.adopt(e, err)
+		group.Go(func() error {
+			if err := m.recover(ctx, p); err != nil {
+				fail(fmt.Errorf("load pod %s: %w", p.id, err))
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // the functions return nil
+	for e, err := range m.deps.Tombstones.All() {
+		if err != nil {
+			fail(fmt.Errorf("load tombstone %s: %w", e.ID, err))
+			continue
+		}
+		m.bury(e.Record, 0)
+	}
+	return errs
+}
+
+// adopt puts a stored pod on the maps. One whose record cannot be read has nothing but its id.
+func (m *Manager) adopt(e state.Entry[Record], err error) *Pod {
+	rec := e.Record
+	if err != nil {
+		rec = Record{
+			State: NotReady, Reason: "RecordUnreadable", Message: err.Error(),
+			Config: CRIConfig{&runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{}}},
+		}
+	}
+	p := newPod(m, e.ID, rec)
+	p.broken = err
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pods[p.id] = p
+	if other := m.keys[p.key]; p.broken == nil && (other == nil || other.rec.Load().State != Ready) {
+		m.keys[p.key] = p
+	}
+	return p
+}
+
+// recover brings a pod that was read to what is true now.
+func (m *Manager) recover(ctx context.Context, p *Pod) error {
+	rec := p.rec.Load()
+	switch {
+	case p.broken != nil:
+		p.life.close()
+		return nil
+	case rec.State == Creating || rec.Erasing:
+		p.life.close()
+		err := m.move(p, NotReady, func(r *Record) {
+			r.Erasing = true
+			because("CreateInterrupted", "crid ended while it made the pod")(r)
+		})
+		m.eraseLater(ctx, p)
+		return err
+	case rec.State == NotReady:
+		p.life.close()
+		return nil
+	}
+	reason, message := m.lost(p, rec)
+	if reason == "" {
+		return nil
+	}
+	p.life.close()
+	return m.move(p, NotReady, because(reason, message))
+}
+
+// eraseLater erases behind Load. A failure leaves the pod listed as not ready, for the client to remove.
+func (m *Manager) eraseLater(ctx context.Context, p *Pod) {
+	op := m.join(ctx, p, opRemove, m.erase)
+	m.work.Add(1)
+	go func() { // ends with the operation
+		defer m.work.Done()
+		if err := op.wait(context.WithoutCancel(ctx)); err != nil {
+			m.deps.Log.Warn("unfinished pod is left not ready: remove it with RemovePodSandbox", "pod", p.id, "err", err)
+		}
+	}()
+}
+
+// lost says why a pod that was ready when crid ended is not any more; empty when it is. It remembers the PID
+// namespace of a pause that runs.
+func (m *Manager) lost(p *Pod, rec *Record) (reason, message string) {
+	if rec.BootID != m.deps.Config.BootID {
+		return "Rebooted", "the host was restarted"
+	}
+	set := m.deps.Namespaces.Paths(p.id, want(rec.Config.PodSandboxConfig))
+	for _, path := range pins(set) {
+		if err := m.deps.Files.Pinned(path); err != nil {
+			return "NamespaceLost", err.Error()
+		}
+	}
+	pause, started := m.deps.Pauses.Find(p.id)
+	switch {
+	case started && pause.Dead:
+		return "PauseExited", "the process that held the pod's PID namespace ended while crid was away"
+	case started:
+		p.pidns.Store(&pause.PIDNS)
+	}
+	return "", ""
+}
+
+// pins lists the paths of a set.
+func pins(set ns.Set) []string {
+	var all []string
+	for _, path := range []string{set.Net, set.IPC, set.UTS} {
+		if path != "" {
+			all = append(all, path)
+		}
+	}
+	return all
+}

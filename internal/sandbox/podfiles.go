@@ -1,0 +1,210 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// Files is what a pod has in the host's file system. Every path is a function of the id.
+type Files interface {
+	Paths(id string) FilePaths // pure
+	Make(ctx context.Context, id string, want FilesWant) error
+	Hosts(id, hostname string, ips []string) error // after Make, when the addresses are known
+	Remove(ctx context.Context, id string) error   // repeatable
+	Pinned(path string) error                      // whether a namespace is mounted at path
+}
+
+// FilePaths is where a pod's files are, for its containers to mount.
+type FilePaths struct {
+	Hostname, ResolvConf, Hosts string
+	Shm                         string // a tmpfs, where the pod has an IPC namespace of its own
+}
+
+// FilesWant is what a pod's files depend on.
+type FilesWant struct {
+	Hostname string
+	DNS      *runtime.DNSConfig // nil or empty: as the host's resolv.conf
+	Shm      bool
+	LogDir   string // made when it is absent; it is the client's to remove. May be empty
+	HostNet  bool   // /etc/hosts is the host's
+}
+
+func filesWant(rec *Record) FilesWant {
+	cfg := rec.Config.PodSandboxConfig
+	return FilesWant{
+		Hostname: rec.Hostname, DNS: cfg.GetDnsConfig(), Shm: want(cfg).IPC,
+		LogDir: cfg.GetLogDirectory(), HostNet: hostNetwork(cfg),
+	}
+}
+
+// shmSize is the size of a pod's /dev/shm in bytes: what Docker chose, and programs expect.
+const shmSize = 64 << 20
+
+// FilesConfig says where pods' files are.
+type FilesConfig struct {
+	Dir string // one directory for each pod, under runroot on a private mount
+	Etc string // the host's /etc, for resolv.conf and hosts
+}
+
+// HostFiles keeps pods' files on the host.
+type HostFiles struct{ cfg FilesConfig }
+
+// NewFiles does no I/O.
+func NewFiles(cfg FilesConfig) *HostFiles { return &HostFiles{cfg} }
+
+func (f *HostFiles) dir(id string) string { return filepath.Join(f.cfg.Dir, id) }
+
+// Paths implements Files.
+func (f *HostFiles) Paths(id string) FilePaths {
+	dir := f.dir(id)
+	return FilePaths{
+		Hostname:   filepath.Join(dir, "hostname"),
+		ResolvConf: filepath.Join(dir, "resolv.conf"),
+		Hosts:      filepath.Join(dir, "hosts"),
+		Shm:        filepath.Join(dir, "shm"),
+	}
+}
+
+// Make implements Files.
+func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
+	paths := f.Paths(id)
+	if want.LogDir != "" {
+		if err := os.MkdirAll(want.LogDir, 0o755); err != nil {
+			return fmt.Errorf("make log_directory: %w", kindOf(err))
+		}
+	}
+	if err := os.MkdirAll(f.dir(id), 0o711); err != nil {
+		return fmt.Errorf("make pod directory: %w", kindOf(err))
+	}
+	hosts := []byte(nil)
+	resolv, err := f.resolvConf(want.DNS)
+	if err == nil && want.HostNet {
+		hosts, err = f.ofHost("hosts")
+	}
+	if err != nil {
+		return err
+	}
+	for path, content := range map[string][]byte{
+		paths.Hostname: []byte(want.Hostname + "\n"), paths.ResolvConf: resolv, paths.Hosts: hosts,
+	} {
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return fmt.Errorf("write pod file: %w", kindOf(err))
+		}
+	}
+	if !want.Shm {
+		return nil
+	}
+	return mountShm(paths.Shm)
+}
+
+func mountShm(path string) error {
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make pod's shm: %w", kindOf(err))
+	}
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%d", shmSize)); err != nil {
+		return fmt.Errorf("mount pod's shm at %s: %w", path, err)
+	}
+	return nil
+}
+
+// Hosts implements Files. A pod on the host's network has the host's file.
+func (f *HostFiles) Hosts(id, hostname string, ips []string) error {
+	if len(ips) == 0 {
+		return nil
+	}
+	if err := os.WriteFile(f.Paths(id).Hosts, hostsFile(hostname, ips), 0o644); err != nil {
+		return fmt.Errorf("write pod's hosts: %w", kindOf(err))
+	}
+	return nil
+}
+
+// hostsFile is what a pod of its own network finds in /etc/hosts, unless the kubelet mounts its own.
+func hostsFile(hostname string, ips []string) []byte {
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
+		"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	for _, ip := range ips {
+		fmt.Fprintf(&b, "%s\t%s\n", ip, hostname)
+	}
+	return []byte(b.String())
+}
+
+// resolvConf is the pod's DNS configuration, or the host's when it has none.
+func (f *HostFiles) resolvConf(dns *runtime.DNSConfig) ([]byte, error) {
+	if content := resolvFile(dns); len(content) > 0 {
+		return content, nil
+	}
+	return f.ofHost("resolv.conf")
+}
+
+func resolvFile(dns *runtime.DNSConfig) []byte {
+	var b strings.Builder
+	if searches := dns.GetSearches(); len(searches) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(searches, " "))
+	}
+	for _, server := range dns.GetServers() {
+		fmt.Fprintf(&b, "nameserver %s\n", server)
+	}
+	if options := dns.GetOptions(); len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	}
+	return []byte(b.String())
+}
+
+// ofHost reads a file of the host's /etc; one that is absent is empty.
+func (f *HostFiles) ofHost(name string) ([]byte, error) {
+	content, err := os.ReadFile(filepath.Join(f.cfg.Etc, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the host's %s: %w", name, err)
+	}
+	return content, nil
+}
+
+// Remove implements Files.
+func (f *HostFiles) Remove(_ context.Context, id string) error {
+	shm := f.Paths(id).Shm
+	for {
+		err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break // nothing is mounted there
+		}
+		if err != nil {
+			return fmt.Errorf("unmount pod's shm %s: %w", shm, err)
+		}
+	}
+	if err := os.RemoveAll(f.dir(id)); err != nil {
+		return fmt.Errorf("remove pod directory: %w", err)
+	}
+	return nil
+}
+
+// Pinned implements Files.
+func (f *HostFiles) Pinned(path string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return fmt.Errorf("look at namespace %s: %w", path, err)
+	}
+	if st.Type != unix.NSFS_MAGIC {
+		return fmt.Errorf("no namespace is mounted at %s: %w", path, errdef.NotFound)
+	}
+	return nil
+}
+
+// kindOf tells a full file system from other failures.
+func kindOf(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", errdef.Exhausted, err)
+	}
+	return err
+}

@@ -1,0 +1,300 @@
+// Package sandbox keeps pods: what the containers of a pod share (namespaces, network, files, cgroup parent,
+// perhaps a PID namespace), from the first record to the last. It does not know how containers are made or
+// how a request arrived: it hands a pod's environment out as a value, and tells the container room by pod id
+// when the containers must go.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/network"
+	"github.com/crid/crid/internal/ns"
+	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/state"
+)
+
+// Store keeps records of one type durably; *state.Dir is one. Open the one for pods with RecordVersion and
+// the one for tombstones with TombstoneVersion.
+type Store[T any] interface {
+	Put(id string, rec T) error
+	Delete(id string) error // absent is fine
+	All() iter.Seq2[state.Entry[T], error]
+}
+
+// Namespaces pins namespaces under an id and unpins them; *ns.Pinner is one.
+type Namespaces interface {
+	Pin(ctx context.Context, id string, w ns.Want) (ns.Set, error) // all or nothing
+	Unpin(ctx context.Context, id string) error                    // repeatable, from the id alone
+	Paths(id string, w ns.Want) ns.Set                             // pure
+}
+
+// Network attaches pods to the host's networks; *network.CNI is one.
+type Network interface {
+	Prepare(r network.Request) (network.Request, error) // errdef.Unavailable when there is no network; no I/O
+	Add(ctx context.Context, r network.Request) (network.Attachment, error)
+	Del(ctx context.Context, r network.Request) error // safe after an Add that failed or never was
+}
+
+// Cgroups makes the default parent and takes it away; *cgroup.Tree is one.
+type Cgroups interface {
+	Create(path string) error      // existing is fine
+	RemoveEmpty(path string) error // not empty is fine
+}
+
+// Containers ends what runs in a pod, containers being created and the pause included; *container.Manager
+// is one. Both may be repeated and know nothing of a pod without containers.
+type Containers interface {
+	StopPod(ctx context.Context, podID string) error   // kills at once, in parallel
+	RemovePod(ctx context.Context, podID string) error // also what is not running
+}
+
+// Pause is a pod's pause process.
+type Pause struct {
+	PIDNS string // host path of its PID namespace; empty when it is dead
+	Dead  bool   // it was started and has ended
+}
+
+// Pauses starts the process that holds a pod's shared PID namespace, and records it with intent.
+type Pauses interface {
+	// Start returns the path of the PID namespace of the pod's pause once it runs.
+	Start(ctx context.Context, env spec.PodEnv) (pidns string, err error)
+	// Find tells what is known of the pod's pause after a restart of crid; false when none was ever started.
+	Find(podID string) (Pause, bool)
+}
+
+// Events hears what happens to pods; *event.Bus[event.Event] is one. Publish never blocks.
+type Events interface {
+	Publish(e event.Event)
+}
+
+// Config is what an operator decides, and what the host is. Zero durations mean the defaults of New.
+type Config struct {
+	BootID       string            // of the running kernel: records of another one describe what is gone
+	Sysctls      map[string]string // default sysctls; a pod's own win; not for host-network pods
+	CgroupParent string            // for pods that name none; absolute within the hierarchy, or a slice
+	OwnParent    bool              // CgroupParent is crid's own: Load makes it, Close removes it when empty
+
+	CreateTimeout time.Duration // RunPodSandbox, its undo not counted; 4 min
+	StopTimeout   time.Duration // killing a pod's containers; 1 min
+	DelTimeout    time.Duration // one CNI DEL; 30 s
+	UndoTimeout   time.Duration // taking away all that a pod has; 3 min
+
+	Hostname func() (string, error) // the host's; os.Hostname
+}
+
+// Deps is what pods are made of.
+type Deps struct {
+	Config     Config
+	Records    Store[Record]
+	Tombstones Store[Tombstone]
+	Namespaces Namespaces
+	Network    Network
+	Cgroups    Cgroups
+	Containers Containers
+	Pauses     Pauses
+	Files      Files
+	Events     Events
+	Log        *slog.Logger // slog.Default()
+}
+
+// Manager knows every pod.
+type Manager struct {
+	deps Deps
+
+	mu     sync.Mutex // guards the maps, closed, and Pod.ops: for map access only, nothing waits under it
+	pods   map[string]*Pod
+	keys   map[Key]*Pod
+	ops    map[*operation]struct{}
+	graves map[string]Tombstone
+	closed bool
+
+	closing chan struct{}  // closed by Close
+	digging chan struct{}  // a token for each tombstone that is retried at once
+	work    sync.WaitGroup // operations and tombstones; Close waits for it
+}
+
+// New makes a manager without pods; it does no I/O. Load must be called before anything else.
+func New(deps Deps) *Manager {
+	c := &deps.Config
+	c.CreateTimeout = orDefault(c.CreateTimeout, 4*time.Minute)
+	c.StopTimeout = orDefault(c.StopTimeout, time.Minute)
+	c.DelTimeout = orDefault(c.DelTimeout, 30*time.Second)
+	c.UndoTimeout = orDefault(c.UndoTimeout, 3*time.Minute)
+	if c.Hostname == nil {
+		c.Hostname = os.Hostname
+	}
+	if deps.Log == nil {
+		deps.Log = slog.Default()
+	}
+	return &Manager{
+		deps:    deps,
+		pods:    map[string]*Pod{},
+		keys:    map[Key]*Pod{},
+		ops:     map[*operation]struct{}{},
+		graves:  map[string]Tombstone{},
+		closing: make(chan struct{}),
+		digging: make(chan struct{}, diggers),
+	}
+}
+
+func orDefault(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// List returns the pods that are ready or not ready, in no order. Pods being created are in InFlight, those
+// whose record cannot be read in Broken.
+func (m *Manager) List() []*Pod {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]*Pod, 0, len(m.pods))
+	for _, p := range m.pods {
+		if p.broken == nil && p.rec.Load().State != Creating {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// Get returns the pod with this id, or the only one whose id begins so: errdef.NotFound when there is none,
+// errdef.Invalid when there are several. It finds pods whose record cannot be read, so that Remove can be
+// called on them, but not pods being created, which nobody has been told of.
+func (m *Manager) Get(id string) (*Pod, error) {
+	if id == "" {
+		return nil, fmt.Errorf("pod without id: %w", errdef.NotFound)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p, ok := m.pods[id]; ok && p.known() {
+		return p, nil
+	}
+	var found *Pod
+	for _, p := range m.pods {
+		if !strings.HasPrefix(p.id, id) || !p.known() {
+			continue
+		}
+		if found != nil {
+			return nil, fmt.Errorf("pod %s: %w: several ids begin so, among them %s and %s", id, errdef.Invalid, found.id, p.id)
+		}
+		found = p
+	}
+	if found == nil {
+		return nil, fmt.Errorf("pod %s: %w", id, errdef.NotFound)
+	}
+	return found, nil
+}
+
+// Broken is a pod whose record cannot be read. It is not listed; RemovePodSandbox with its id removes what
+// the id alone can find.
+type Broken struct {
+	PodID string
+	Err   error
+}
+
+// Broken returns the pods whose records cannot be read, for Status verbose.
+func (m *Manager) Broken() []Broken {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []Broken
+	for _, p := range m.pods {
+		if p.broken != nil {
+			all = append(all, Broken{p.id, p.broken})
+		}
+	}
+	return all
+}
+
+// Close cancels pods being created, waits for what is going on until ctx ends, and removes the default
+// cgroup parent if crid made it and nothing is in it. What did not end in time is taken up by the next Load.
+// Pods and their containers stay. Close may be repeated.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	if !m.closed {
+		m.closed = true
+		close(m.closing)
+	}
+	for op := range m.ops {
+		if op.kind == opRun || op.kind == opPause {
+			op.cancel(errClosing)
+		}
+	}
+	m.mu.Unlock()
+	idle := make(chan struct{})
+	go func() { // ends with the last operation, each of which has a deadline
+		m.work.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		return fmt.Errorf("end the work on pods: %d operations go on: %w", len(m.InFlight()), context.Cause(ctx))
+	}
+	if !m.deps.Config.OwnParent {
+		return nil
+	}
+	if err := m.deps.Cgroups.RemoveEmpty(m.deps.Config.CgroupParent); err != nil {
+		return fmt.Errorf("remove the default cgroup parent: %w", err)
+	}
+	return nil
+}
+
+var errClosing = fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)
+
+// open tells whether new work may begin.
+func (m *Manager) open() error {
+	select {
+	case <-m.closing:
+		return errClosing
+	default:
+		return nil
+	}
+}
+
+// announce publishes what happened to a pod.
+func (m *Manager) announce(kind event.Kind, id string) {
+	m.deps.Events.Publish(event.Event{Kind: kind, PodID: id, ContainerID: id, At: time.Now()})
+}
+
+// hostNetwork tells whether the pod uses the host's network namespace.
+func hostNetwork(cfg *runtime.PodSandboxConfig) bool {
+	return namespaces(cfg).GetNetwork() == runtime.NamespaceMode_NODE
+}
+
+func namespaces(cfg *runtime.PodSandboxConfig) *runtime.NamespaceOption {
+	return cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}
+
+// failures collects what went wrong in steps that are all tried.
+type failures []error
+
+func (f *failures) add(err error) {
+	if err != nil {
+		*f = append(*f, err)
+	}
+}
+
+// err is the first failure, whose kind counts, with the others in its text.
+func (f failures) err() error {
+	switch len(f) {
+	case 0:
+		return nil
+	case 1:
+		return f[0]
+	default:
+		return fmt.Errorf("%w (besides: %v)", f[0], errors.Join(f[1:]...))
+	}
+}
