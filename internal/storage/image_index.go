@@ -1,0 +1,238 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/fsnotify/fsnotify"
+	cstorage "go.podman.io/storage"
+)
+
+// index is one immutable picture of the store: whoever reads it needs no lock and no disk.
+type index struct {
+	images  []Image // ordered by id
+	byID    map[string]*entry
+	byName  map[string]string // every name that means an image, to its id
+	damaged map[string]error  // ids of images that are stored but cannot be used, and why
+}
+
+type entry struct {
+	image Image
+	facts
+}
+
+// catalog is what makes the index.
+type catalog struct {
+	mu    sync.Mutex       // one writer of Images.index at a time; held while the store is read
+	known map[string]facts // of the images in the index
+	seen  fileMark         // of the store's list of images, before it was last read
+}
+
+// fileMark tells two versions of a file apart that is replaced by rename.
+type fileMark struct {
+	inode uint64
+	mtime syscall.Timespec
+}
+
+func markOf(path string) fileMark {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return fileMark{} // absent as long as there are no images
+	}
+	return fileMark{inode: st.Ino, mtime: st.Mtim}
+}
+
+func (s *Images) listDir() string { return filepath.Join(s.root, "overlay-images") }
+
+// refresh reads the store's images and publishes them. What does not change about an image is read once.
+func (s *Images) refresh(ctx context.Context) error {
+	s.catalog.mu.Lock()
+	defer s.catalog.mu.Unlock()
+	return s.refreshLocked(ctx, markOf(filepath.Join(s.listDir(), "images.json")))
+}
+
+func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
+	stored, err := s.store.Images()
+	if err != nil {
+		return fmt.Errorf("read image store: %w", err)
+	}
+	next, err := s.readIndex(ctx, stored)
+	if err != nil {
+		return err
+	}
+	known := make(map[string]facts, len(next.byID))
+	for id, e := range next.byID {
+		known[id] = e.facts
+	}
+	s.catalog.known, s.catalog.seen = known, mark
+	s.index.Store(next)
+	s.reportDamage(next.damaged)
+	s.disk.kick()
+	return nil
+}
+
+func (s *Images) readIndex(ctx context.Context, stored []cstorage.Image) (*index, error) {
+	next := &index{byID: make(map[string]*entry, len(stored)), byName: make(map[string]string), damaged: make(map[string]error)}
+	var layers map[string]*cstorage.Layer // read at the first image that is new
+	slices.SortFunc(stored, func(a, b cstorage.Image) int { return strings.Compare(a.ID, b.ID) })
+	for i := range stored {
+		img := &stored[i]
+		f, ok := s.catalog.known[img.ID]
+		if !ok {
+			var err error
+			if layers == nil {
+				if layers, err = s.layerMap(); err != nil {
+					return nil, err
+				}
+			}
+			if f, err = s.readFacts(ctx, img, layers); err != nil {
+				next.damaged[img.ID] = err
+				continue
+			}
+		}
+		next.add(img, f, s.cfg.Pinned)
+	}
+	next.addAliases(stored)
+	return next, nil
+}
+
+func (s *Images) layerMap() (map[string]*cstorage.Layer, error) {
+	all, err := s.store.Layers()
+	if err != nil {
+		return nil, fmt.Errorf("read layers of the image store: %w", err)
+	}
+	layers := make(map[string]*cstorage.Layer, len(all))
+	for i := range all {
+		layers[all[i].ID] = &all[i]
+	}
+	return layers, nil
+}
+
+func (x *index) add(img *cstorage.Image, f facts, pinned []string) {
+	tags, digests := references(img)
+	e := &entry{facts: f, image: Image{
+		ID: img.ID, RepoTags: tags, RepoDigests: digests,
+		Size: f.size, Config: f.config, Labels: f.config.Labels,
+	}}
+	e.image.Pinned = isPinned(&e.image, pinned)
+	x.byID[img.ID] = e
+	x.images = append(x.images, e.image)
+	for _, name := range slices.Concat(tags, digests) {
+		x.byName[name] = img.ID
+	}
+}
+
+// addAliases lets an image also be found by the digests of its other manifests: a pod may name the manifest of
+// one platform where the list of all was pulled. Names that were pulled go first.
+func (x *index) addAliases(stored []cstorage.Image) {
+	for i := range stored {
+		e, ok := x.byID[stored[i].ID]
+		if !ok {
+			continue
+		}
+		for _, repo := range repositories(&e.image) {
+			for _, d := range stored[i].Digests {
+				name := repo + "@" + d.String()
+				if _, taken := x.byName[name]; !taken {
+					x.byName[name] = e.image.ID
+				}
+			}
+		}
+	}
+}
+
+// byPrefix finds the image whose id begins with prefix.
+func (x *index) byPrefix(prefix string) (*entry, error) {
+	i, _ := slices.BinarySearchFunc(x.images, prefix, func(img Image, p string) int { return strings.Compare(img.ID, p) })
+	if i == len(x.images) || !strings.HasPrefix(x.images[i].ID, prefix) {
+		return nil, fmt.Errorf("image %s: %w", prefix, errdef.NotFound)
+	}
+	if i+1 < len(x.images) && strings.HasPrefix(x.images[i+1].ID, prefix) {
+		return nil, fmt.Errorf("image %s: several ids begin so, give more of it: %w", prefix, errdef.Invalid)
+	}
+	return x.byID[x.images[i].ID], nil
+}
+
+func (s *Images) lookup(ref string) (*entry, error) {
+	if ref == "" {
+		return nil, fmt.Errorf("image: the reference is empty: %w", errdef.Invalid)
+	}
+	x := s.index.Load()
+	id := strings.TrimPrefix(ref, "sha256:")
+	if e, ok := x.byID[id]; ok {
+		return e, nil
+	}
+	names, err := s.names(ref)
+	if err != nil && !errors.Is(err, errdef.Invalid) {
+		return nil, err
+	}
+	for _, name := range names {
+		if e, ok := x.byID[x.byName[name.String()]]; ok {
+			return e, nil
+		}
+	}
+	if isHex(id) {
+		return x.byPrefix(id)
+	}
+	return nil, fmt.Errorf("image %s: %w", ref, errdef.NotFound)
+}
+
+// reportDamage tells of images that were left out, and no longer of those that are well or gone.
+func (s *Images) reportDamage(damaged map[string]error) {
+	var text error
+	for _, id := range slices.Sorted(maps.Keys(damaged)) {
+		text = errors.Join(text, fmt.Errorf("image %s is not used, pull it again: %w", id, damaged[id]))
+	}
+	s.problems.set("damaged images", text)
+}
+
+// openWatch asks the kernel to tell when the store's list of images changes: by another tool, since crid
+// publishes its own changes itself.
+func (s *Images) openWatch() (*fsnotify.Watcher, error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("watch image store: %w", err)
+	}
+	if err := os.MkdirAll(s.listDir(), 0o700); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch image store: %w", err), w.Close())
+	}
+	if err := w.Add(s.listDir()); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch image store: %w", err), w.Close())
+	}
+	return w, nil
+}
+
+func (s *Images) watch(ctx context.Context, w *fsnotify.Watcher) {
+	for {
+		select {
+		case <-ctx.Done():
+			s.problems.set("watch", w.Close())
+			return
+		case e := <-w.Events:
+			if filepath.Base(e.Name) == "images.json" {
+				s.problems.set("index", s.refreshIfChanged(ctx))
+			}
+		case <-w.Errors: // events were lost
+			s.problems.set("index", s.refresh(ctx))
+		}
+	}
+}
+
+func (s *Images) refreshIfChanged(ctx context.Context) error {
+	s.catalog.mu.Lock()
+	defer s.catalog.mu.Unlock()
+	mark := markOf(filepath.Join(s.listDir(), "images.json"))
+	if mark == s.catalog.seen {
+		return nil
+	}
+	return s.refreshLocked(ctx, mark)
+}

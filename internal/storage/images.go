@@ -1,0 +1,198 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/crid/crid/internal/errdef"
+	cstorage "go.podman.io/storage"
+	"go.podman.io/storage/types"
+)
+
+const (
+	leaseIdle  = time.Hour       // an unused image keeps its lease, and a layer without an image its place, for so long
+	closeGrace = 5 * time.Second // what Close gives a pull that is unpacking a layer
+)
+
+// ImagesConfig says where images are kept and which files of the host rule pulls. An empty path means the
+// system's own file under /etc/containers (or the distribution's under /usr/share/containers), which may be
+// absent; a path that is given must exist.
+type ImagesConfig struct {
+	Root              string // crid's root; the store is Root/storage
+	RunRoot           string // crid's runroot; the store's volatile half is RunRoot/storage
+	RegistriesConf    string
+	RegistriesConfDir string
+	PolicyPath        string
+	AuthFile          string
+	Pinned            []string // names of images that the kubelet must not collect, exactly as they are pulled
+}
+
+// Images is the store of images. All methods may be called at once; those that only read answer from memory.
+type Images struct {
+	cfg     ImagesConfig
+	root    string // of the store, symbolic links resolved
+	store   cstorage.Store
+	foreign string // why the store's layers are no plain directories; empty when they are
+
+	index    atomic.Pointer[index]
+	catalog  catalog
+	pulls    pulls
+	gates    gates
+	leases   leases
+	disk     disk
+	problems problems
+	users    atomic.Pointer[func(imageID string) []string]
+
+	work  sync.WaitGroup     // what runs in the background, besides pulls
+	stop  context.CancelFunc // ends it
+	close func() error       // shutdown, once
+}
+
+// OpenImages opens the store below cfg.Root, making it when there is none, and reads what it holds. An image
+// that cannot be used is left out and named in Warnings; it never fails the start.
+func OpenImages(cfg ImagesConfig) (*Images, error) {
+	return openImages(cfg, leaseIdle)
+}
+
+func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
+	root := filepath.Join(cfg.Root, "storage")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("make image store: %w", err)
+	}
+	root, err := filepath.EvalSymlinks(root)
+	if err != nil {
+		return nil, fmt.Errorf("resolve image store: %w", err)
+	}
+	store, err := cstorage.GetStore(types.StoreOptions{
+		GraphRoot:       root,
+		RunRoot:         filepath.Join(cfg.RunRoot, "storage"),
+		GraphDriverName: "overlay",
+		// crid never mounts by the store, so its directory needs no mount of its own.
+		GraphDriverOptions: []string{"overlay.skip_mount_home=true"},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", root, err)
+	}
+	s := &Images{cfg: cfg, root: root, store: store, foreign: foreignLayers(root)}
+	s.close = sync.OnceValue(s.shutdown)
+	s.leases.idle = idle
+	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's
+	s.stop = stop
+	if err := s.load(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// load reads the store and starts what goes on behind it.
+func (s *Images) load(ctx context.Context) error {
+	if err := s.clearScratch(); err != nil {
+		return err
+	}
+	s.disk.init()
+	if err := s.refresh(ctx); err != nil {
+		return err
+	}
+	if err := s.loadLeases(); err != nil {
+		return err
+	}
+	watch, err := s.openWatch()
+	if err != nil {
+		return err
+	}
+	// Each of the three ends with ctx, that is by s.stop.
+	s.work.Go(func() { s.watch(ctx, watch) })
+	s.work.Go(func() { s.measure(ctx) })
+	s.work.Go(func() { s.collect(ctx) })
+	return nil
+}
+
+// Close ends the pulls that are under way and lets go of the store. It may be repeated.
+func (s *Images) Close() error { return s.close() }
+
+func (s *Images) shutdown() error {
+	s.stop()
+	s.pulls.stop()
+	s.leases.stop()
+	done := make(chan struct{})
+	go func() { // ends when the background work does, all of which was told to
+		s.pulls.wait()
+		s.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeGrace):
+		return fmt.Errorf("close image store %s: a layer is still being unpacked", s.root)
+	}
+	defer s.store.Free()
+	if _, err := s.store.Shutdown(false); err != nil {
+		return fmt.Errorf("close image store %s: %w", s.root, err)
+	}
+	return nil
+}
+
+// SetUsers names the function that tells the ids of the containers using an image, exited ones included. Remove
+// asks it while it keeps Hold out. Until it is set, nothing uses an image.
+func (s *Images) SetUsers(users func(imageID string) []string) {
+	s.users.Store(&users)
+}
+
+func (s *Images) usersOf(imageID string) []string {
+	users := s.users.Load()
+	if users == nil {
+		return nil
+	}
+	return (*users)(imageID)
+}
+
+// List returns all images, ordered by id.
+func (s *Images) List(context.Context) ([]Image, error) {
+	return slices.Clone(s.index.Load().images), nil
+}
+
+// Resolve finds the stored image that ref means: a name with tag or digest (a short name as Pull reads it), an
+// id, sha256:id, or the beginning of one id. It returns NotFound for an image that is not stored, and Invalid
+// for an empty reference or the beginning of several ids.
+func (s *Images) Resolve(_ context.Context, ref string) (Image, error) {
+	e, err := s.lookup(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	return e.image, nil
+}
+
+// Layers returns the directories of the image's layers, topmost first, for use as overlay lower directories. It
+// takes a lease on the image, so that other tools on the same store leave it alone. NotFound when the image is
+// not stored, Unsupported when a layer is no plain directory.
+func (s *Images) Layers(_ context.Context, imageID string) ([]string, error) {
+	e, ok := s.index.Load().byID[imageID]
+	if !ok {
+		return nil, fmt.Errorf("image %s: %w", imageID, errdef.NotFound)
+	}
+	if s.foreign != "" {
+		return nil, fmt.Errorf("image %s: %s: %w", imageID, s.foreign, errdef.Unsupported)
+	}
+	if e.foreign != "" {
+		return nil, fmt.Errorf("image %s: %s: %w", imageID, e.foreign, errdef.Unsupported)
+	}
+	s.takeLease(imageID)
+	return slices.Clone(e.lower), nil
+}
+
+// Warnings tells an operator what is not as it should be: no signature policy, damaged images, a store that
+// cannot be read.
+func (s *Images) Warnings() []string {
+	var out []string
+	if s.policyPath() == "" {
+		out = append(out, "no policy.json in /etc/containers or /usr/share/containers: images are accepted unsigned from everywhere")
+	}
+	return append(out, s.problems.list()...)
+}

@@ -1,0 +1,135 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/crid/crid/internal/errdef"
+	"go.podman.io/image/v5/docker/reference"
+)
+
+// errAbandoned is why a pull was ended that nobody waits for.
+var errAbandoned = errors.New("nobody waits for this pull any more")
+
+// pulls are the downloads under way. Whoever asks for what is already on its way shares it; a download lives as
+// long as somebody waits for it.
+type pulls struct {
+	mu      sync.Mutex // guards the fields below and flight.waiters; nothing is waited for under it
+	flights map[flightKey]*flight
+	stopped bool
+	work    sync.WaitGroup
+}
+
+// flightKey holds credentials only while their pull is under way.
+type flightKey struct {
+	ref  string
+	auth Auth
+}
+
+type flight struct {
+	waiters int
+	cancel  context.CancelCauseFunc
+	done    chan struct{} // closed when image and err are set
+	image   Image
+	err     error
+}
+
+// Pull fetches the image that ref names from its registry, with the credentials in auth. The registry is asked
+// even when the image is stored. Identical pulls share one download. When ctx ends Pull returns at once; the
+// download ends too, unless others wait for it.
+//
+// Errors: Invalid for a bad reference, NotFound for an image that the registry does not know,
+// RegistryUnavailable, SignatureInvalid, Exhausted for a full disk, else none of the kinds.
+func (s *Images) Pull(ctx context.Context, ref string, auth Auth) (Image, error) {
+	if id := strings.TrimPrefix(ref, "sha256:"); len(id) == 64 && isHex(id) {
+		return Image{}, fmt.Errorf("pull image %s: an image is pulled by its name, not by its id: %w", ref, errdef.Invalid)
+	}
+	if err := ctx.Err(); err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
+	}
+	if err := s.reloadRegistries(); err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
+	}
+	names, err := s.names(ref)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull %w", err)
+	}
+	key := flightKey{ref: ref, auth: auth}
+	f, err := s.join(ctx, key, names)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
+	}
+	defer s.pulls.leave(f)
+	select {
+	case <-f.done:
+		return f.image, f.err
+	case <-ctx.Done():
+		return Image{}, fmt.Errorf("pull image %s: %w", ref, ctx.Err())
+	}
+}
+
+// join finds the flight for key or starts one. It counts the caller in, who must leave.
+func (s *Images) join(ctx context.Context, key flightKey, names []reference.Named) (*flight, error) {
+	p := &s.pulls
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return nil, fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)
+	}
+	before := p.flights[key]
+	if before != nil && before.waiters > 0 {
+		before.waiters++
+		return before, nil
+	}
+	// The values of the first request, not its end: others may wait longer.
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	f := &flight{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	if p.flights == nil {
+		p.flights = make(map[flightKey]*flight)
+	}
+	p.flights[key] = f
+	p.work.Go(func() { // ends with the download, at the latest soon after cancel
+		defer cancel(nil)
+		if before != nil {
+			<-before.done // it was cancelled: let it go first
+		}
+		f.image, f.err = s.fetch(ctx, names, key.auth)
+		p.land(key, f)
+	})
+	return f, nil
+}
+
+// land publishes the result of f.
+func (p *pulls) land(key flightKey, f *flight) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.flights[key] == f {
+		delete(p.flights, key)
+	}
+	close(f.done)
+}
+
+// leave counts a waiter out; the last one ends the download.
+func (p *pulls) leave(f *flight) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.waiters--
+	if f.waiters == 0 {
+		f.cancel(errAbandoned)
+	}
+}
+
+// stop ends all downloads and lets none start.
+func (p *pulls) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	for _, f := range p.flights {
+		f.cancel(fmt.Errorf("crid is shutting down: %w", errdef.Unavailable))
+	}
+}
+
+func (p *pulls) wait() { p.work.Wait() }

@@ -1,0 +1,219 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/signature"
+	istorage "go.podman.io/image/v5/storage"
+	"go.podman.io/image/v5/types"
+)
+
+// fetch pulls the first of the names that its registry has.
+func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) (_ Image, err error) {
+	policy, err := s.policy()
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
+	}
+	defer func() { err = errors.Join(err, policy.Destroy()) }()
+	s.discardDamaged(ctx)
+	var failed error
+	for _, name := range names {
+		d := download{name: name, sys: s.systemContext(auth), policy: policy}
+		img, err := s.fetchOne(ctx, d)
+		if err == nil {
+			return img, nil
+		}
+		failed = errors.Join(failed, pullError(ctx, name.String(), err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return Image{}, failed
+}
+
+// download is one name to be pulled, and what rules it.
+type download struct {
+	name   reference.Named
+	sys    *types.SystemContext
+	policy *signature.PolicyContext
+}
+
+// fetchOne pulls one name. A removal beside it may take away layers that the pull meant to use again: then it
+// is done once more.
+func (s *Images) fetchOne(ctx context.Context, d download) (Image, error) {
+	before := s.gates.removals()
+	img, err := s.copyImage(ctx, d)
+	if err != nil && ctx.Err() == nil && s.gates.removals() != before {
+		return s.copyImage(ctx, d)
+	}
+	return img, err
+}
+
+// copyImage brings the image into the store and names it. The name with the digest comes with the image itself,
+// the tag moves last: until then the pull has not happened.
+func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error) {
+	src, err := openRemote(ctx, d)
+	if err != nil {
+		return Image{}, err
+	}
+	defer func() { err = errors.Join(err, src.close()) }()
+	pulled, err := src.canonicalName(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	id := s.index.Load().byName[pulled.String()]
+	if id == "" {
+		id, err = s.copyLayers(ctx, d, src, pulled)
+	} else {
+		err = src.checkPolicy(ctx, d)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	if err := s.nameImage(id, pulled, d.name); err != nil {
+		return Image{}, err
+	}
+	if err := s.refresh(ctx); err != nil {
+		return Image{}, err
+	}
+	x := s.index.Load()
+	if e, ok := x.byID[id]; ok {
+		return e.image, nil
+	}
+	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errors.Join(x.damaged[id], errdef.Unavailable))
+}
+
+func (s *Images) copyLayers(ctx context.Context, d download, src *remote, pulled reference.Named) (string, error) {
+	dst, err := istorage.Transport.NewStoreReference(s.store, pulled, "")
+	if err != nil {
+		return "", fmt.Errorf("name image in the store: %w", err)
+	}
+	var stored types.ImageReference
+	_, err = copy.Image(ctx, d.policy, dst, src, &copy.Options{
+		SourceCtx:               d.sys,
+		DestinationCtx:          d.sys,
+		ReportResolvedReference: &stored,
+	})
+	if err != nil {
+		return "", err
+	}
+	_, img, err := istorage.ResolveReference(stored)
+	if err != nil {
+		return "", fmt.Errorf("find pulled image in the store: %w", err)
+	}
+	return img.ID, nil
+}
+
+// nameImage gives the image the names it was pulled by, taking the tag from the image that had it.
+func (s *Images) nameImage(id string, names ...reference.Named) error {
+	var add []string
+	x := s.index.Load()
+	for _, name := range names {
+		e, ok := x.byID[id]
+		if !ok || !slices.Contains(e.image.RepoTags, name.String()) && !slices.Contains(e.image.RepoDigests, name.String()) {
+			add = append(add, name.String())
+		}
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	if err := s.store.AddNames(id, add); err != nil {
+		return fmt.Errorf("name image %s: %w", id, err)
+	}
+	return nil
+}
+
+// discardDamaged removes stored images that cannot be used, so that the pull fetches what is missing instead of
+// building on it. What cannot be removed stays reported.
+func (s *Images) discardDamaged(ctx context.Context) {
+	damaged := s.index.Load().damaged
+	for _, id := range slices.Sorted(maps.Keys(damaged)) {
+		if !errors.Is(damaged[id], errDamaged) {
+			continue // it could not be read now, which may pass
+		}
+		s.problems.set("remove damaged image "+id, s.erase(ctx, id))
+	}
+}
+
+// remote is an image in a registry, opened. It is a reference that copy.Image opens once more and gets what is
+// open already, so that the manifest is fetched once, and the digest is of the very manifest that is copied.
+type remote struct {
+	types.ImageReference
+	src  types.ImageSource
+	name reference.Named
+	used bool // copy.Image has it and closes it
+}
+
+func openRemote(ctx context.Context, d download) (*remote, error) {
+	ref, err := docker.NewReference(d.name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdef.Invalid)
+	}
+	src, err := ref.NewImageSource(ctx, d.sys)
+	if err != nil {
+		return nil, err
+	}
+	return &remote{ImageReference: ref, src: src, name: d.name}, nil
+}
+
+// NewImageSource hands over what is open.
+func (r *remote) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
+	r.used = true
+	return r.src, nil
+}
+
+func (r *remote) close() error {
+	if r.used {
+		return nil
+	}
+	return r.src.Close()
+}
+
+// canonicalName is the repository with the digest of what the registry answered, a manifest or a list of them.
+func (r *remote) canonicalName(ctx context.Context) (reference.Named, error) {
+	if _, ok := r.name.(reference.Digested); ok {
+		return r.name, nil
+	}
+	data, _, err := r.src.GetManifest(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	d, err := manifest.Digest(data)
+	if err != nil {
+		return nil, fmt.Errorf("digest manifest: %w", err)
+	}
+	return reference.WithDigest(reference.TrimNamed(r.name), d)
+}
+
+// checkPolicy asks the signature policy again about an image that is stored already.
+func (r *remote) checkPolicy(ctx context.Context, d download) error {
+	data, kind, err := r.src.GetManifest(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var instance *digest.Digest
+	if manifest.MIMETypeIsMultiImage(kind) {
+		list, err := manifest.ListFromBlob(data, kind)
+		if err != nil {
+			return fmt.Errorf("parse list of manifests: %w", err)
+		}
+		chosen, err := list.ChooseInstance(d.sys)
+		if err != nil {
+			return fmt.Errorf("choose platform: %w", err)
+		}
+		instance = &chosen
+	}
+	_, err = d.policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(r.src, instance))
+	return err
+}

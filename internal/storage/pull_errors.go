@@ -1,0 +1,113 @@
+package storage
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"reflect"
+	"syscall"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/docker/distribution/registry/api/errcode"
+	v2 "github.com/docker/distribution/registry/api/v2"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/signature"
+)
+
+// pullError says what became of the pull of ref, and what an operator can do about it. The kubelet reads the
+// first word of RegistryUnavailable and SignatureInvalid, so these come first.
+func pullError(ctx context.Context, ref string, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("pull image %s: %w", ref, context.Cause(ctx))
+	case isSignature(err):
+		return fmt.Errorf("%w: pull image %s: %w", errdef.SignatureInvalid, ref, err)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("pull image %s: %w: %w", ref, errdef.Exhausted, err)
+	case isCertificate(err):
+		return fmt.Errorf("pull image %s: the registry's certificate is not trusted (its CA belongs into /etc/containers/certs.d/HOST/ca.crt, or mark it insecure in registries.conf): %w", ref, err)
+	case isPlainHTTP(err):
+		return fmt.Errorf("pull image %s: the registry speaks plain HTTP (mark it insecure in registries.conf): %w", ref, err)
+	}
+	switch status := statusOf(err); {
+	case status == http.StatusTooManyRequests || status >= 500:
+		return fmt.Errorf("%w: pull image %s: %w", errdef.RegistryUnavailable, ref, err)
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return fmt.Errorf("pull image %s: the registry denies access, or has no such image and does not say so (look at the name and at the pull secrets): %w", ref, err)
+	case status == http.StatusNotFound:
+		return fmt.Errorf("pull image %s: the registry has no such image (look at its name, tag or digest): %w: %w", ref, errdef.NotFound, err)
+	case isConnection(err):
+		return fmt.Errorf("%w: pull image %s: %w", errdef.RegistryUnavailable, ref, err)
+	}
+	return fmt.Errorf("pull image %s: %w", ref, err)
+}
+
+func isSignature(err error) bool {
+	_, rejected := errors.AsType[signature.PolicyRequirementError](err)
+	_, invalid := errors.AsType[signature.InvalidSignatureError](err)
+	return rejected || invalid
+}
+
+func isCertificate(err error) bool {
+	_, unverified := errors.AsType[*tls.CertificateVerificationError](err)
+	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	return unverified || unknown
+}
+
+func isPlainHTTP(err error) bool {
+	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
+	return noTLS || errors.Is(err, http.ErrSchemeMismatch)
+}
+
+// isConnection tells whether the registry could not be reached, or was lost on the way.
+func isConnection(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// statusOf returns the HTTP status that the registry refused with; 0 when it was something else.
+func statusOf(err error) int {
+	if errors.Is(err, docker.ErrTooManyRequests) {
+		return http.StatusTooManyRequests
+	}
+	if _, ok := errors.AsType[docker.ErrUnauthorizedForCredentials](err); ok {
+		return http.StatusUnauthorized
+	}
+	if e, ok := errors.AsType[errcode.Error](err); ok {
+		if e.Code == v2.ErrorCodeManifestUnknown || e.Code == v2.ErrorCodeNameUnknown {
+			return http.StatusNotFound
+		}
+		return e.Code.Descriptor().HTTPStatusCode
+	}
+	return statusField(err)
+}
+
+// statusField looks for a field StatusCode in err and what it wraps: the library does not export the type of
+// the error for an answer that is no registry's, such as a proxy's page.
+func statusField(err error) int {
+	v := reflect.ValueOf(err)
+	if v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	if v.Kind() == reflect.Struct {
+		if f := v.FieldByName("StatusCode"); f.IsValid() && f.CanInt() {
+			return int(f.Int())
+		}
+	}
+	switch w := err.(type) {
+	case interface{ Unwrap() error }:
+		return statusField(w.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, e := range w.Unwrap() {
+			if status := statusField(e); status != 0 {
+				return status
+			}
+		}
+	}
+	return 0
+}
