@@ -1,0 +1,231 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// Layers tells of what an image is made.
+type Layers interface {
+	// Layers answers the directories of the image's layers, topmost first. They must stay as long as a root
+	// filesystem made of them.
+	Layers(ctx context.Context, imageID string) ([]string, error)
+}
+
+// RootfsConfig says where root filesystems live.
+type RootfsConfig struct {
+	Dir      string // what containers write; on a filesystem that can be the upper of an overlay
+	MountDir string // mount points; on a filesystem that a reboot empties
+}
+
+// Rootfs makes root filesystems for containers: overlays of an image's layers and a directory of their own. All
+// that belongs to one is a function of its id. Methods may be called at the same time, but for one id only
+// Usage beside others.
+type Rootfs struct {
+	cfg      RootfsConfig
+	images   Layers
+	mount    mounter
+	trash    *trash
+	problems *problems
+	close    func() error
+}
+
+// The names beside those of containers in RootfsConfig.Dir; no id begins with a dot.
+const (
+	trashName = ".trash"
+	emptyName = ".empty" // the lower directory of an image without layers
+	probeName = ".probe"
+)
+
+var idForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// OpenRootfs takes the directories into use: it makes MountDir a private mount, so that what is mounted below it
+// reaches no other mount namespace, tries how overlays can be mounted here, and goes on deleting what an earlier
+// life had removed. Unsupported: no overlay can be mounted.
+func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
+	r := &Rootfs{cfg: cfg, images: images, problems: &problems{}}
+	for _, dir := range []string{cfg.Dir, cfg.MountDir, filepath.Join(cfg.Dir, trashName)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
+		}
+	}
+	if err := makeEmpty(filepath.Join(cfg.Dir, emptyName)); err != nil {
+		return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
+	}
+	if err := makePrivate(cfg.MountDir); err != nil {
+		return nil, fmt.Errorf("open root filesystems: %w", err)
+	}
+	if err := r.chooseMounter(); err != nil {
+		return nil, fmt.Errorf("open root filesystems: %w", err)
+	}
+	r.trash = openTrash(filepath.Join(cfg.Dir, trashName), r.problems)
+	r.close = sync.OnceValue(r.shut)
+	return r, nil
+}
+
+// Close ends the deletion of what was removed, which the next OpenRootfs takes up again. Mounted root filesystems
+// stay. It may be repeated.
+func (r *Rootfs) Close() error { return r.close() }
+
+func (r *Rootfs) shut() error {
+	r.trash.close()
+	err := unix.Unmount(r.cfg.MountDir, unix.UMOUNT_NOFOLLOW)
+	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) {
+		return nil // busy: containers go on; not mounted: somebody else cleaned up
+	}
+	return fmt.Errorf("unmount %s: %w", r.cfg.MountDir, err)
+}
+
+// Warnings tells an operator what cannot be deleted, and why.
+func (r *Rootfs) Warnings() []string { return r.problems.list() }
+
+// place is where one root filesystem lives.
+type place struct {
+	dir     string // all that it takes on disk
+	upper   string // what its container wrote
+	work    string // overlay's own
+	volumes string // copies of the image's content for its volumes
+	target  string // where it is mounted
+}
+
+func (r *Rootfs) place(id string) (place, error) {
+	if !idForm.MatchString(id) {
+		return place{}, fmt.Errorf("root filesystem id %q: %w", id, errdef.Invalid)
+	}
+	return r.at(id), nil
+}
+
+func (r *Rootfs) at(name string) place {
+	dir := filepath.Join(r.cfg.Dir, name)
+	return place{
+		dir:     dir,
+		upper:   filepath.Join(dir, "upper"),
+		work:    filepath.Join(dir, "work"),
+		volumes: filepath.Join(dir, "volumes"),
+		target:  filepath.Join(r.cfg.MountDir, name),
+	}
+}
+
+// Mount makes the root filesystem id from the image and mounts it; the answer is where. Repeated, it finds the
+// live mount, or mounts what is there again. After an error of a first Mount nothing is left.
+func (r *Rootfs) Mount(ctx context.Context, id, imageID string) (string, error) {
+	p, err := r.place(id)
+	if err != nil {
+		return "", err
+	}
+	live, err := isMountPoint(p.target)
+	if err != nil {
+		return "", fmt.Errorf("mount root filesystem %s: %w", id, err)
+	}
+	if live {
+		return p.target, nil
+	}
+	lower, err := r.images.Layers(ctx, imageID)
+	if err != nil {
+		return "", fmt.Errorf("mount root filesystem %s: %w", id, err)
+	}
+	if len(lower) == 0 {
+		lower = []string{filepath.Join(r.cfg.Dir, emptyName)}
+	}
+	if err := r.mountAt(p, lower); err != nil {
+		return "", fmt.Errorf("mount root filesystem %s of image %s: %w", id, imageID, err)
+	}
+	return p.target, nil
+}
+
+// mountAt makes p and mounts it, all or, where p did not exist before, nothing.
+func (r *Rootfs) mountAt(p place, lower []string) error {
+	err := os.Mkdir(p.dir, 0o700)
+	made := err == nil
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	if err == nil {
+		err = r.build(p, lower)
+	}
+	if err == nil {
+		return nil
+	}
+	undo := ignoreAbsent(os.Remove(p.target))
+	if made {
+		undo = errors.Join(undo, os.RemoveAll(p.dir))
+	}
+	return errors.Join(diskError(err), undo)
+}
+
+func (r *Rootfs) build(p place, lower []string) error {
+	// A volatile overlay leaves a mark in its work directory and refuses to be mounted again. Nothing is mounted
+	// here, so nothing uses the mark.
+	if err := os.RemoveAll(p.work); err != nil {
+		return err
+	}
+	for _, dir := range []string{p.upper, p.work, p.target} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	if err := copyAttributes(lower[0], p.upper); err != nil {
+		return err
+	}
+	return r.mount(overlay{lower: lower, upper: p.upper, work: p.work, target: p.target})
+}
+
+// Remove unmounts the root filesystem id and puts what it held into the trash, which is emptied in the
+// background. It may be repeated; one that does not exist is removed.
+func (r *Rootfs) Remove(_ context.Context, id string) error {
+	p, err := r.place(id)
+	if err != nil {
+		return err
+	}
+	if err := unmount(p.target); err != nil {
+		return fmt.Errorf("remove root filesystem %s: %w", id, err)
+	}
+	if err := r.trash.put(p.dir); err != nil {
+		return fmt.Errorf("remove root filesystem %s: %w", id, diskError(err))
+	}
+	return nil
+}
+
+// List answers the ids of all root filesystems, mounted or not, whole or not.
+func (r *Rootfs) List() ([]string, error) {
+	ids := map[string]bool{}
+	for _, dir := range []string{r.cfg.Dir, r.cfg.MountDir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list root filesystems: %w", err)
+		}
+		for _, e := range entries {
+			if idForm.MatchString(e.Name()) {
+				ids[e.Name()] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(ids)), nil
+}
+
+// diskError gives a full disk its kind.
+func diskError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, errdef.Exhausted)
+	}
+	return err
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

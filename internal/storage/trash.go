@@ -1,0 +1,170 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// trash is a directory whose content one goroutine deletes. Renaming into it takes microseconds; deleting a
+// container's files may take minutes.
+type trash struct {
+	dir      string
+	next     atomic.Int64  // makes the names of entries
+	wake     chan struct{} // holds one: there is something to delete
+	stop     context.CancelFunc
+	done     chan struct{} // closed when the goroutine has ended
+	problems *problems
+}
+
+const trashBatch = 1024 // entries of a directory dealt with at a time
+
+// openTrash starts with what an earlier life left in dir.
+func openTrash(dir string, p *problems) *trash {
+	ctx, stop := context.WithCancel(context.Background())
+	t := &trash{dir: dir, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}), problems: p}
+	t.next.Store(time.Now().UnixNano())
+	go t.work(ctx) // ended by close
+	return t
+}
+
+// close ends the goroutine, at the latest after the file that it is deleting.
+func (t *trash) close() {
+	t.stop()
+	<-t.done
+}
+
+// put takes the directory away from where it is; one that does not exist is away. On a disk too full for a
+// rename it deletes it there and then.
+func (t *trash) put(dir string) error {
+	err := ignoreAbsent(os.Rename(dir, t.name()))
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = os.RemoveAll(dir)
+	}
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+	return err
+}
+
+// name is a path that no entry has: numbers grow from the time of start.
+func (t *trash) name() string {
+	return filepath.Join(t.dir, strconv.FormatInt(t.next.Add(1), 10))
+}
+
+func (t *trash) work(ctx context.Context) {
+	defer close(t.done)
+	for {
+		t.problems.set(t.dir, t.empty(ctx))
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.wake:
+		}
+	}
+}
+
+// empty deletes all entries that can be deleted; the error is about the first that cannot. It works level by
+// level, moving directories up into the trash itself: a tree of any depth takes one descriptor and short paths,
+// and what a crash interrupts goes on where it was.
+func (t *trash) empty(ctx context.Context) error {
+	stuck := map[string]error{}
+	var first error
+	for {
+		names, err := entryNames(t.dir)
+		if err != nil {
+			return fmt.Errorf("empty trash: %w", err)
+		}
+		left := 0
+		for _, name := range names {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if stuck[name] != nil {
+				continue
+			}
+			left++
+			if err := t.clear(ctx, filepath.Join(t.dir, name)); err != nil && ctx.Err() == nil {
+				stuck[name] = err
+				if first == nil {
+					first = fmt.Errorf("delete a removed root filesystem: %w", err)
+				}
+			}
+		}
+		if left == 0 {
+			return first
+		}
+	}
+}
+
+// clear deletes one entry, after moving the directories in it up.
+func (t *trash) clear(ctx context.Context, dir string) error {
+	for {
+		batch, err := readSome(dir)
+		if errors.Is(err, unix.ENOTDIR) {
+			return os.Remove(dir)
+		}
+		if err != nil {
+			return err
+		}
+		if len(batch) == 0 {
+			return os.Remove(dir)
+		}
+		for _, e := range batch {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := t.discard(filepath.Join(dir, e.Name()), e.IsDir()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (t *trash) discard(path string, isDir bool) error {
+	if !isDir {
+		return ignoreAbsent(os.Remove(path))
+	}
+	err := unix.Rmdir(path) // most are empty, as overlay's own are
+	if !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	err = os.Rename(path, t.name())
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return os.RemoveAll(path)
+	}
+	return err
+}
+
+// readSome reads the first entries of a directory.
+func readSome(dir string) ([]fs.DirEntry, error) {
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	entries, err := d.ReadDir(trashBatch)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return entries, err
+}
+
+func entryNames(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}

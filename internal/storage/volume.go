@@ -1,0 +1,143 @@
+package storage
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"go.podman.io/storage/drivers/copy"
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// Volume makes the directory behind the image volume at dest of the mounted root filesystem id: a copy of what
+// the image has there, or an empty directory where it has nothing. The answer is its path on the host; it lives
+// as long as the root filesystem, and repeated calls find it. A copy under way does not heed ctx. Invalid: the
+// image has something else at dest. WrongState: the root filesystem is not mounted.
+func (r *Rootfs) Volume(ctx context.Context, id, dest string) (string, error) {
+	p, err := r.place(id)
+	if err != nil {
+		return "", err
+	}
+	dest = path.Clean("/" + dest)
+	if dest == "/" {
+		return "", fmt.Errorf("volume at / of root filesystem %s: %w", id, errdef.Invalid)
+	}
+	sum := sha256.Sum256([]byte(dest))
+	dir := filepath.Join(p.volumes, hex.EncodeToString(sum[:8]))
+	if _, err := os.Lstat(dir); err == nil {
+		return dir, nil
+	}
+	mounted, err := isMountPoint(p.target)
+	if err != nil {
+		return "", fmt.Errorf("volume at %s of root filesystem %s: %w", dest, id, err)
+	}
+	if !mounted {
+		return "", fmt.Errorf("volume at %s of root filesystem %s, which is not mounted: %w", dest, id, errdef.WrongState)
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	if err := fillVolume(p.target, dest, dir); err != nil {
+		return "", fmt.Errorf("volume at %s of root filesystem %s: %w", dest, id, diskError(err))
+	}
+	return dir, nil
+}
+
+// fillVolume makes dir as a copy of dest below root, all or nothing: a crash leaves a name that nobody asks for.
+func fillVolume(root, dest, dir string) error {
+	if err := os.Mkdir(filepath.Dir(dir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	half := dir + ".half"
+	if err := os.RemoveAll(half); err != nil {
+		return err
+	}
+	err := copyUp(root, dest, half)
+	if err == nil {
+		err = os.Rename(half, dir)
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(half))
+	}
+	return nil
+}
+
+// copyUp copies the directory dest of the tree at root to the new directory to. Symbolic links of the tree are
+// followed inside it only.
+func copyUp(root, dest, to string) error {
+	from, err := pathrs.OpenInRoot(root, dest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return makeEmpty(to)
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return fmt.Errorf("%w: %w", err, errdef.Invalid)
+	}
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	st, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("the image has a %s there, not a directory: %w", kindOf(st.Mode()), errdef.Invalid)
+	}
+	// The slash makes the copy begin at the directory that was opened, not at the link to it.
+	return copy.DirCopy(fmt.Sprintf("/proc/self/fd/%d/", from.Fd()), to, copy.Content, true)
+}
+
+func kindOf(mode fs.FileMode) string {
+	if mode.IsRegular() {
+		return "file"
+	}
+	return "special file"
+}
+
+// ReadFile reads a regular file of the tree at root, such as /etc/passwd; symbolic links are followed inside the
+// tree only. NotFound when there is none. Invalid when it is no regular file, or larger than limit bytes.
+func ReadFile(root, name string, limit int64) ([]byte, error) {
+	at, err := pathrs.OpenInRoot(root, name)
+	if err != nil {
+		return nil, fmt.Errorf("read %s of the image: %w", name, absentKind(err))
+	}
+	defer at.Close()
+	st, err := at.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read %s of the image: %w", name, err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("read %s of the image: no regular file: %w", name, errdef.Invalid)
+	}
+	f, err := pathrs.Reopen(at, os.O_RDONLY)
+	if err != nil {
+		return nil, fmt.Errorf("read %s of the image: %w", name, err)
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s of the image: %w", name, err)
+	}
+	if int64(len(content)) > limit {
+		return nil, fmt.Errorf("read %s of the image: larger than %d bytes: %w", name, limit, errdef.Invalid)
+	}
+	return content, nil
+}
+
+// absentKind gives what does not exist, or lies below what is no directory, its kind.
+func absentKind(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("%w: %w", err, errdef.NotFound)
+	}
+	return err
+}
