@@ -3,29 +3,119 @@
 package oci
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// How long a verb may take before its process is killed, whatever the caller's context allows. Hooks run
+// inside start and delete.
+const (
+	slowVerb  = 2 * time.Minute
+	quickVerb = 30 * time.Second
 )
 
 // Config is one [runtimes.NAME] table: which binary, and where it keeps its state.
 type Config struct {
-	Name string // the handler's name
-	Path string // the binary, absolute
-	Root string // --root of the binary: stable across restarts of crid
-	Dir  string // pid files of execs, under runroot
+	Name    string  // the handler's name
+	Path    string  // the binary, absolute
+	Root    string  // --root of the binary: stable across restarts of crid
+	Cgroups Cgroups // where Exec looks for what a timed out command has started
 }
 
-// Exec is one process to run inside a running container.
-type Exec struct {
-	Process *specs.Process // complete: nothing is inherited from crid
-	Timeout time.Duration  // 0 = none; at its end the whole tree of the process is killed
-	Limit   int            // bytes kept of stdout and of stderr each; the rest is read and dropped
-	Cgroup  string         // the container's cgroup, to find what the process started
+// Cgroups reads control groups.
+type Cgroups interface {
+	Pids(path string) ([]int, error) // of the cgroup and those below it; absent = none
 }
 
-// ExecResult is how an Exec ended.
-type ExecResult struct {
-	ExitCode       int // 128+n when signal n ended it
-	Stdout, Stderr []byte
+// Runtime runs the verbs of one runtime binary. It may be used concurrently.
+type Runtime struct {
+	cfg Config
+}
+
+// New returns the driver of the binary that cfg names.
+func New(cfg Config) *Runtime {
+	return &Runtime{cfg: cfg}
+}
+
+// Config returns what the Runtime was made with.
+func (r *Runtime) Config() Config { return r.cfg }
+
+// Start runs the user's program in the created container id.
+func (r *Runtime) Start(ctx context.Context, id string) error {
+	_, err := r.run(ctx, call{verb: "start", args: []string{id}, limit: slowVerb})
+	return err
+}
+
+// Kill sends sig to the main process of container id.
+func (r *Runtime) Kill(ctx context.Context, id string, sig syscall.Signal) error {
+	_, err := r.run(ctx, call{verb: "kill", args: []string{id, strconv.Itoa(int(sig))}, limit: quickVerb})
+	if err != nil && r.absent(id) {
+		return fmt.Errorf("%w: %w", err, errdef.NotFound)
+	}
+	return err
+}
+
+// Delete removes what the runtime holds of container id, killing it first when force is set. An absent
+// container is fine.
+func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
+	args := []string{id}
+	if force {
+		args = []string{"--force", id}
+	}
+	_, err := r.run(ctx, call{verb: "delete", args: args, limit: slowVerb})
+	if err != nil && r.absent(id) {
+		return nil
+	}
+	return err
+}
+
+// State asks the runtime what it knows of container id; errdef.NotFound when it knows nothing.
+func (r *Runtime) State(ctx context.Context, id string) (specs.State, error) {
+	out, err := r.run(ctx, call{verb: "state", args: []string{id}, limit: quickVerb})
+	if err != nil && r.absent(id) {
+		return specs.State{}, fmt.Errorf("%w: %w", err, errdef.NotFound)
+	}
+	if err != nil {
+		return specs.State{}, err
+	}
+	var state specs.State
+	if err := json.Unmarshal(out, &state); err != nil {
+		return specs.State{}, fmt.Errorf("read state of container %s from %s: %w", id, r.cfg.Name, err)
+	}
+	return state, nil
+}
+
+// Update changes the limits of the running container id. Fields of res that are nil stay as they are.
+func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResources) error {
+	body, err := json.Marshal(res)
+	if err != nil {
+		return fmt.Errorf("write resources of container %s: %w", id, err)
+	}
+	_, err = r.run(ctx, call{verb: "update", args: []string{"--resources", "-", id}, stdin: body, limit: quickVerb})
+	return err
+}
+
+// absent tells whether the runtime keeps nothing of container id. Asked only after a verb failed: messages
+// differ between runtimes and versions, the layout of --root (names that start with the id) does not.
+func (r *Runtime) absent(id string) bool {
+	entries, err := os.ReadDir(r.cfg.Root)
+	if err != nil {
+		return os.IsNotExist(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), id) {
+			return false
+		}
+	}
+	return true
 }

@@ -1,0 +1,266 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// drain is how long output is awaited once a command's main process has ended: what it left running may keep
+// the pipes for ever.
+const drain = time.Second
+
+// Exec is one process to run inside a running container.
+type Exec struct {
+	Process *specs.Process // complete: nothing is inherited from crid
+	Timeout time.Duration  // 0 = none; at its end the whole tree of the process is killed
+	Limit   int            // bytes kept of stdout and of stderr each; the rest is read and dropped
+	Cgroup  string         // the container's cgroup, to find what the process started
+}
+
+// ExecResult is how an Exec ended.
+type ExecResult struct {
+	ExitCode       int // 128+n when signal n ended it
+	Stdout, Stderr []byte
+}
+
+// Exec runs e in the running container id, with /dev/null as its stdin, and returns when its main process has
+// ended, at most a second later. An exit code other than 0 is a result; an error says that the command could
+// not be run, in the runtime's words (a command that does not exist is such), or wraps context.DeadlineExceeded or
+// context.Canceled. Then nothing of the command lives any more, whatever it did to detach itself.
+//
+// What a command leaves running lives on, save what holds its output when the runtime (runc) copies it and so
+// does not end: that is killed a second after the main process ended.
+func (r *Runtime) Exec(ctx context.Context, id string, e Exec) (ExecResult, error) {
+	if e.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, e.Timeout)
+		defer cancel()
+	}
+	x, err := r.startExec(id, e)
+	if err != nil {
+		return ExecResult{}, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
+	}
+	res, err := x.result(x.wait(ctx))
+	if err = errors.Join(err, x.close()); err != nil {
+		return ExecResult{}, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
+	}
+	return res, nil
+}
+
+// execution is a runtime's exec under way.
+type execution struct {
+	cgroups        Cgroups
+	cgroup         string
+	mark           uint64 // found in the limits of all that the command starts
+	cmd            *exec.Cmd
+	log            *os.File   // what the runtime has to say; a memfd
+	ended          chan error // cmd.Wait's answer
+	stdout, stderr *capture
+}
+
+// startExec starts the runtime. The process template and the log are memfds: no file is left behind by a crash.
+func (r *Runtime) startExec(id string, e Exec) (x *execution, err error) {
+	mark, err := newMark()
+	if err != nil {
+		return nil, err
+	}
+	process, err := processFile(e.Process, mark)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, process.Close()) }()
+	log, err := memfd("log")
+	if err != nil {
+		return nil, err
+	}
+	x = &execution{cgroups: r.cfg.Cgroups, cgroup: e.Cgroup, mark: mark, log: log, ended: make(chan error, 1)}
+	// ExtraFiles begin at 3: the template, the log.
+	x.cmd = exec.Command(r.cfg.Path, "--root", r.cfg.Root, "--log", "/proc/self/fd/4", "--log-format", "json",
+		"exec", "--process", "/proc/self/fd/3", id)
+	x.cmd.Env = environment()
+	x.cmd.ExtraFiles = []*os.File{process, log}
+	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := x.start(e.Limit); err != nil {
+		return nil, errors.Join(r.reason(context.Background(), err, nil), log.Close())
+	}
+	return x, nil
+}
+
+// start runs x.cmd with its output captured.
+func (x *execution) start(limit int) error {
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, outR.Close(), outW.Close())
+	}
+	x.cmd.Stdout, x.cmd.Stderr = outW, errW
+	err = errors.Join(x.cmd.Start(), outW.Close(), errW.Close())
+	if err != nil {
+		return errors.Join(err, outR.Close(), errR.Close())
+	}
+	x.stdout, x.stderr = newCapture(outR, limit), newCapture(errR, limit)
+	go func() { x.ended <- x.cmd.Wait() }() // ends with the runtime
+	return nil
+}
+
+// wait waits for the runtime to end and returns how, or for ctx, and then kills all that the command started.
+func (x *execution) wait(ctx context.Context) error {
+	check := time.NewTimer(drain)
+	defer check.Stop()
+	var main *process // once it has been found
+	defer func() { main.close() }()
+	var gone <-chan struct{}
+	for {
+		select {
+		case err := <-x.ended:
+			return err
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), x.kill())
+		case <-gone:
+			gone = nil
+			check.Reset(drain)
+		case <-check.C:
+			var err error
+			if main, gone, err = x.look(main); err != nil {
+				return errors.Join(err, x.kill())
+			}
+			if gone == nil {
+				check.Reset(drain)
+			}
+		}
+	}
+}
+
+// look finds the main process of a command that has lasted a while and returns a channel that is closed when
+// it ends. Once it has ended, it kills what keeps the runtime from ending.
+func (x *execution) look(known *process) (main *process, gone <-chan struct{}, err error) {
+	all, err := x.marked()
+	if err != nil {
+		return known, nil, err
+	}
+	defer closeAll(all)
+	for i, p := range all {
+		if parent(p.pid) == x.cmd.Process.Pid {
+			all[i] = nil
+			return p, p.gone(), nil
+		}
+	}
+	return known, nil, strike(slices.DeleteFunc(slices.Clone(all), func(p *process) bool { return !sharePipe(p.pid, x.cmd.Process.Pid) }))
+}
+
+// result makes the answer of how the runtime ended. The runtime's exit code is the command's, unless it logged
+// an error: then the command did not run.
+func (x *execution) result(ended error) (ExecResult, error) {
+	var exit *exec.ExitError
+	switch {
+	case ended == nil:
+	case !errors.As(ended, &exit):
+		return ExecResult{}, ended
+	case !exit.Exited():
+		return ExecResult{}, fmt.Errorf("the runtime was killed: %w", ended)
+	}
+	code := x.cmd.ProcessState.ExitCode()
+	if code != 0 {
+		said, err := io.ReadAll(io.NewSectionReader(x.log, 0, tailSize))
+		if err != nil {
+			return ExecResult{}, fmt.Errorf("read the runtime's log: %w", err)
+		}
+		if why := Explain(string(said)); why != "" {
+			return ExecResult{}, errors.New(why)
+		}
+	}
+	until := time.Now().Add(drain)
+	return ExecResult{ExitCode: code, Stdout: x.stdout.finish(until), Stderr: x.stderr.finish(until)}, nil
+}
+
+// close lets go of the pipes and the log. The runtime has ended, or been killed.
+func (x *execution) close() error {
+	return errors.Join(x.stdout.close(), x.stderr.close(), x.log.Close())
+}
+
+// processFile returns a memfd with p, marked, as JSON.
+func processFile(p *specs.Process, mark uint64) (*os.File, error) {
+	if p == nil {
+		return nil, fmt.Errorf("no process to run: %w", errdef.Invalid)
+	}
+	body, err := json.Marshal(marked(*p, mark))
+	if err != nil {
+		return nil, fmt.Errorf("write process: %w", err)
+	}
+	f, err := memfd("process")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Write(body); err != nil {
+		return nil, errors.Join(fmt.Errorf("write process: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+func memfd(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make memory file: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// capture reads a pipe to its end and keeps the beginning.
+type capture struct {
+	pipe *os.File
+	done chan struct{} // closed when kept is complete
+	kept []byte
+}
+
+func newCapture(pipe *os.File, limit int) *capture {
+	c := &capture{pipe: pipe, done: make(chan struct{})}
+	go c.read(limit) // ends with the pipe's writers, or at finish or close
+	return c
+}
+
+func (c *capture) read(limit int) {
+	defer close(c.done)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := c.pipe.Read(buf)
+		c.kept = append(c.kept, buf[:min(n, limit-len(c.kept))]...)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// finish waits until the writers are gone, or until the time, and returns what came.
+func (c *capture) finish(until time.Time) []byte {
+	// A pipe always takes a deadline; should it not, close ends the reader.
+	if err := c.pipe.SetReadDeadline(until); err != nil {
+		_ = c.pipe.Close()
+	}
+	<-c.done
+	return c.kept
+}
+
+func (c *capture) close() error {
+	err := c.pipe.Close()
+	<-c.done
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}

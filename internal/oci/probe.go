@@ -1,0 +1,145 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+// Probe asks the binary what it is and can do on this kernel: by its verb `features`, else (crun before 1.10)
+// by a table of versions. An error names the binary and the package that brings it.
+func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
+	out, err := r.ask(ctx, "--version")
+	if err != nil {
+		return fact.Handler{}, fmt.Errorf("handler %s: %w", r.cfg.Name, err)
+	}
+	found, err := parseVersion(string(out))
+	if err != nil {
+		return fact.Handler{}, fmt.Errorf("handler %s: runtime %s: %w", r.cfg.Name, r.cfg.Path, err)
+	}
+	can := found.known()
+	if out, err := r.ask(ctx, "features"); err == nil {
+		if can, err = parseFeatures(out); err != nil {
+			return fact.Handler{}, fmt.Errorf("handler %s: features of %s: %w", r.cfg.Name, r.cfg.Path, err)
+		}
+	} else if ctx.Err() != nil {
+		return fact.Handler{}, fmt.Errorf("handler %s: %w", r.cfg.Name, ctx.Err())
+	}
+	kernel := mountSetattr()
+	return fact.Handler{
+		Name:              r.cfg.Name,
+		Path:              r.cfg.Path,
+		Version:           found.String(),
+		SpecVersion:       can.spec,
+		RecursiveReadOnly: can.rro && kernel,
+		UserNamespaces:    can.idmap && kernel,
+	}, nil
+}
+
+// ask runs the binary with one argument that concerns no container.
+func (r *Runtime) ask(ctx context.Context, arg string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, quickVerb)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, r.cfg.Path, arg)
+	cmd.Env = environment()
+	cmd.WaitDelay = afterKill
+	var stdout, stderr tail
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", filepath.Base(r.cfg.Path), arg, r.reason(ctx, err, stderr.bytes()))
+	}
+	return stdout.bytes(), nil
+}
+
+// version is what --version prints.
+type version struct {
+	program string // crun, runc, runsc
+	number  string // as printed
+	parts   [3]int // of number
+	spec    string // the runtime-spec version it follows
+}
+
+func (v version) String() string { return v.program + " " + v.number }
+
+func (v version) atLeast(major, minor int) bool {
+	return slices.Compare(v.parts[:2], []int{major, minor}) >= 0
+}
+
+// abilities is what differs between the versions of a runtime and matters to crid.
+type abilities struct {
+	spec  string // newest runtime-spec version accepted
+	rro   bool   // mount option rro
+	idmap bool   // mounts with uidMappings and gidMappings
+}
+
+// known returns what a runtime without the verb `features` can do, by its version. An unknown runtime can
+// nothing special.
+func (v version) known() abilities {
+	crun := v.program == "crun"
+	return abilities{spec: v.spec, rro: crun && v.atLeast(1, 4), idmap: crun && v.atLeast(1, 9)}
+}
+
+// parseVersion reads what crun, runc and runsc print: "crun version 1.8.1", further lines, "spec: 1.0.0".
+func parseVersion(out string) (version, error) {
+	v := version{spec: "1.0.0"}
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(line)
+		if program, number, found := strings.Cut(line, " version "); found && v.program == "" {
+			v.program, v.number = program, strings.TrimPrefix(number, "release-")
+		}
+		if spec, found := strings.CutPrefix(line, "spec: "); found {
+			v.spec = spec
+		}
+	}
+	if v.program == "" {
+		return version{}, fmt.Errorf("not an OCI runtime: --version says %.80q: %w", out, errdef.Invalid)
+	}
+	for i, part := range strings.SplitN(v.number, ".", len(v.parts)) {
+		digits := strings.IndexFunc(part, func(c rune) bool { return c < '0' || c > '9' })
+		if digits >= 0 {
+			part = part[:digits]
+		}
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			break // "1.8-dev": what follows does not count
+		}
+		v.parts[i] = n
+	}
+	return v, nil
+}
+
+// parseFeatures reads the answer of the verb `features`.
+func parseFeatures(out []byte) (abilities, error) {
+	var f features.Features
+	if err := json.NewDecoder(bytes.NewReader(out)).Decode(&f); err != nil {
+		return abilities{}, err
+	}
+	if f.OCIVersionMax == "" {
+		return abilities{}, fmt.Errorf("no ociVersionMax: %w", errdef.Invalid)
+	}
+	can := abilities{spec: f.OCIVersionMax, rro: slices.Contains(f.MountOptions, "rro")}
+	if f.Linux != nil && f.Linux.MountExtensions != nil && f.Linux.MountExtensions.IDMap != nil {
+		can.idmap = f.Linux.MountExtensions.IDMap.Enabled != nil && *f.Linux.MountExtensions.IDMap.Enabled
+	}
+	return can, nil
+}
+
+// mountSetattr tells whether the kernel (5.12) has mount_setattr(2), which recursive read-only and idmapped
+// mounts are made with.
+func mountSetattr() bool {
+	err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{})
+	return !errors.Is(err, unix.ENOSYS)
+}
