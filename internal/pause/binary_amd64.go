@@ -1,0 +1,6 @@
+package pause
+
+import _ "embed"
+
+//go:embed pause.amd64
+var binary string
