@@ -1,0 +1,112 @@
+package container
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/oci"
+	"github.com/crid/crid/internal/state"
+)
+
+// Deps is what containers are made with. All of it is needed.
+type Deps struct {
+	Handlers map[string]Handler // by name
+	Monitors Monitors
+	Rootfs   Rootfs
+	Images   Images
+	Cgroups  Cgroups
+	Records  Records
+	Events   Events
+	Host     fact.Host
+	Log      *slog.Logger
+	Options  Options
+}
+
+// Options is what an operator may choose, and where things lie.
+type Options struct {
+	ImageVolumes string   // what becomes of an image's VOLUMEs: "bind", "mkdir" or "ignore"
+	SeccompDir   string   // where relative names of Localhost profiles are looked up
+	Roots        []string // crid's own directories: a hostPath over one of them is mounted at most rslave
+	PauseRoot    string   // directory with the pause program, the root filesystem of pauses
+}
+
+// The values of Options.ImageVolumes.
+const (
+	VolumesBind   = "bind"   // a directory of the container's own, filled from the image
+	VolumesMkdir  = "mkdir"  // a directory in the root filesystem
+	VolumesIgnore = "ignore" // whatever the image has there
+)
+
+// Handler is a runtime handler that containers may ask for.
+type Handler struct {
+	Fact               fact.Handler
+	Runtime            Runtime
+	AllowedAnnotations []string // globs of the annotations that reach the runtime
+}
+
+// Runtime is an OCI runtime's binary.
+type Runtime interface {
+	Config() oci.Config
+	Start(ctx context.Context, id string) error
+	State(ctx context.Context, id string) (specs.State, error)
+	Delete(ctx context.Context, id string, force bool) error // absent is fine
+	Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecResult, error)
+}
+
+// Monitors starts and finds the processes that outlive crid. Monitored makes one of a monitor.Launcher.
+type Monitors interface {
+	Start(ctx context.Context, s monitor.Spec) (Process, monitor.Ref, error)
+	Open(id string, ref monitor.Ref) (Process, error)
+	Find(id string) (monitor.Ref, bool)
+	Remove(ctx context.Context, id string) error
+	Disarm(id string) error
+}
+
+// Process is a container's main process, seen through its monitor.
+type Process interface {
+	Alive() bool
+	Bundle() string
+	Wait(ctx context.Context) (monitor.Exit, error)
+	Signal(sig syscall.Signal) error // gone = nil
+	ReopenLog(ctx context.Context) error
+}
+
+// Rootfs makes root filesystems. Every method may be repeated.
+type Rootfs interface {
+	Mount(ctx context.Context, id, imageID string) (path string, err error)
+	Volume(ctx context.Context, id, dest string) (hostDir string, err error)
+	Remove(ctx context.Context, id string) error
+	List() ([]string, error)
+}
+
+// Images keeps an image from being removed while a container is made of it.
+type Images interface {
+	Hold(imageID string) (release func(), err error)
+}
+
+// Cgroups reads and clears cgroups, all hierarchies at once.
+type Cgroups interface {
+	Pids(path string) ([]int, error)               // absent = none
+	Kill(ctx context.Context, path string) error   // until empty; the error names who survived
+	Remove(ctx context.Context, path string) error // Kill, then rmdir; absent is fine
+	OOMKills(path string) (uint64, error)          // of processes in it
+}
+
+// Records keeps one record per container.
+type Records interface {
+	Put(id string, rec Record) error
+	Delete(id string) error
+	All() iter.Seq2[state.Entry[Record], error]
+}
+
+// Events takes what happens to containers. It never blocks.
+type Events interface {
+	Publish(e event.Event)
+}

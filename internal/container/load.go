@@ -1,0 +1,239 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/monitor"
+)
+
+const (
+	// loaders bounds how many containers are looked at together.
+	loaders = 32
+	// buryTimeout is how long Load waits for a dead process's EXITED. Only where the monitor still writes the
+	// log does it take longer than milliseconds.
+	buryTimeout = time.Second
+	// observeTimeout bounds the runtime's `state`.
+	observeTimeout = 30 * time.Second
+)
+
+// Reasons that only a start of crid finds.
+const reasonUnreadable = "RecordUnreadable"
+
+// errNotStarted is how the look at a container that may have been started ends when it has not been.
+var errNotStarted = errors.New("not started")
+
+// Load takes up the containers that an earlier crid left: every record is read, every process opened, every
+// exit found, before it returns; what has to be undone is undone behind it. Each error is about one container,
+// which can still be removed. It is called once, before anything else.
+func (m *Manager) Load(ctx context.Context) []error {
+	var (
+		mu    sync.Mutex // guards errs
+		errs  []error
+		wg    sync.WaitGroup
+		slots = make(chan struct{}, loaders)
+	)
+	fail := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	for entry, err := range m.deps.Records.All() {
+		if entry.ID == "" {
+			fail(err)
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() { // ends by itself: all it waits for is bounded
+			defer func() { <-slots }()
+			if err == nil {
+				err = m.adopt(ctx, entry.ID, entry.Record)
+			} else {
+				m.keepUnreadable(entry.ID, err)
+			}
+			if err != nil {
+				fail(fmt.Errorf("container %s: %w", entry.ID, err))
+			}
+		})
+	}
+	wg.Wait()
+	return errs
+}
+
+// adopt makes a container of its record and finds out what became of it.
+func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
+	config, err := decodeConfig(rec.Config)
+	if err != nil {
+		m.keepUnreadable(id, err)
+		return err
+	}
+	c := m.newContainer(id, rec.Plan, config)
+	c.raw = rec.Config
+	s := Status{Life: rec.Life, User: rec.User, ref: rec.Monitor}
+	if s.State == Created || s.State == Running {
+		s.PID = s.ref.PID
+	}
+	c.publish(s)
+	if other, mine := m.claim(c); !mine {
+		err := fmt.Errorf("its record and that of %s name the same container: %w", other.id, errdef.Exists)
+		m.keepUnreadable(id, fmt.Errorf("%w: %w", errdef.Unsupported, err))
+		return err
+	}
+	switch {
+	case rec.State == Exited:
+		close(c.exited)
+		return nil
+	case rec.State == Creating:
+		return c.abandon()
+	case rec.BootID != m.deps.Host.BootID:
+		return c.move(Exited, func(s *Status) {
+			ended(s, monitor.Exit{Code: codeUnknown, At: time.Now(), Message: "the host went down while the container was " + string(rec.State)})
+			s.Reason = ReasonReboot
+		})
+	}
+	return c.resume(ctx)
+}
+
+// abandon undoes, behind Load, a creation that the end of crid has cut short.
+func (c *Container) abandon() error {
+	err := c.move(Exited, neverRan(ReasonCreate, errors.New("crid ended while the container was being created")))
+	if err != nil {
+		return err
+	}
+	c.beginRemoval()
+	return nil
+}
+
+// resume watches a process again that should be there.
+func (c *Container) resume(ctx context.Context) error {
+	proc, err := c.m.deps.Monitors.Open(c.id, c.Status().ref)
+	if err != nil {
+		// What cannot be watched is ended: it must be neither RUNNING for ever nor started a second time.
+		if _, stopErr := c.beginStop(0); stopErr != nil {
+			return fmt.Errorf("%w; %w", err, stopErr)
+		}
+		return fmt.Errorf("its processes are killed because they cannot be watched: %w", err)
+	}
+	c.proc = proc
+	alive, state := proc.Alive(), c.Status().State
+	if alive && state == Created {
+		c.observeStart()
+	}
+	c.m.crew.watch(c.watch)
+	if !alive {
+		c.awaitBurial(ctx)
+		return nil
+	}
+	if state == Running {
+		return c.killOrphans()
+	}
+	return nil
+}
+
+// awaitBurial gives the watcher the time to publish the exit of a process that is known to be dead.
+func (c *Container) awaitBurial(ctx context.Context) {
+	timer := time.NewTimer(buryTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// observeStart asks the runtime whether a container on record as created was started after all, in the moment
+// before crid ended. Until the answer is there, it counts as being started.
+func (c *Container) observeStart() {
+	c.op.Lock()
+	defer c.op.Unlock()
+	s := &starting{flight: newFlight(), ran: make(chan struct{}), cancel: func(error) {}}
+	begun := c.m.crew.work(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+		defer cancel()
+		err := c.observe(ctx)
+		c.op.Lock()
+		c.busy.starting = nil
+		c.op.Unlock()
+		close(s.ran)
+		s.land(err)
+	})
+	if begun {
+		c.busy.starting = s
+	}
+}
+
+func (c *Container) observe(ctx context.Context) error {
+	rt, err := c.runtime()
+	if err != nil {
+		return err
+	}
+	seen, err := rt.State(ctx, c.id)
+	if err != nil {
+		return fmt.Errorf("find out whether %s was started: %w", c, err)
+	}
+	if seen.Status != specs.StateRunning {
+		return errNotStarted
+	}
+	return c.move(Running, func(s *Status) { s.StartedAt = time.Now() })
+}
+
+// buryLost publishes the exit of what could not be watched, once all its processes are dead.
+func (c *Container) buryLost() error {
+	err := c.move(Exited, func(s *Status) {
+		ended(s, monitor.Exit{Code: codeUnknown, At: time.Now(), Lost: true,
+			Message: "its processes could not be found again after a restart of crid, so all in its cgroup was killed"})
+	})
+	if err == nil {
+		c.reap()
+	}
+	return err
+}
+
+// keepUnreadable makes a container known of which there is only the id, so that it can be removed. What is left
+// of it is collected at once where that is safe: where its record is not merely of another crid, and no monitor
+// of it is about.
+func (m *Manager) keepUnreadable(id string, cause error) {
+	c := m.newContainer(id, Plan{}, &runtime.ContainerConfig{})
+	c.publish(Status{Life: Life{State: Exited, ExitCode: codeUnknown, Reason: reasonUnreadable, Message: cause.Error()}})
+	close(c.exited)
+	m.mu.Lock()
+	m.byID[id] = c
+	m.mu.Unlock()
+	if errors.Is(cause, errdef.Unsupported) {
+		return
+	}
+	if _, about := m.deps.Monitors.Find(id); about {
+		return
+	}
+	c.beginRemoval()
+}
+
+// Collect removes root filesystems that no container has any more: a power cut can lose a record and keep what
+// it spoke of. Each error is about one of them. It may run beside everything else, after Load.
+func (m *Manager) Collect(ctx context.Context) []error {
+	ids, err := m.deps.Rootfs.List() // before the look at the map: a container is in it before it has anything
+	if err != nil {
+		return []error{fmt.Errorf("find root filesystems without a container: %w", err)}
+	}
+	var errs []error
+	for _, id := range ids {
+		m.mu.RLock()
+		_, known := m.byID[id]
+		m.mu.RUnlock()
+		if known {
+			continue
+		}
+		m.log.Info("removing what is left of a container that has no record", "container", id)
+		if err := m.erase(ctx, remains{id: id}); err != nil {
+			errs = append(errs, fmt.Errorf("remove what is left of container %s: %w", id, err))
+		}
+	}
+	return errs
+}

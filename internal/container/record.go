@@ -1,0 +1,68 @@
+package container
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/oci/spec"
+)
+
+// RecordVersion is the version of Record that this crid writes and reads.
+const RecordVersion = 1
+
+// Plan is what is decided before anything is done: with the id, it is all that undoing needs.
+type Plan struct {
+	Key           Key            `json:"key"`
+	Handler       string         `json:"handler"`
+	Pause         bool           `json:"pause,omitempty"`
+	ImageID       string         `json:"imageId,omitempty"`
+	ImageRef      string         `json:"imageRef,omitempty"` // by digest where the image has one
+	Cgroup        string         `json:"cgroup"`
+	MonitorCgroup string         `json:"monitorCgroup"`
+	LogPath       string         `json:"logPath,omitempty"`
+	StopSignal    runtime.Signal `json:"stopSignal"` // effective: the request's, else the image's, else TERM
+	Signal        int            `json:"signal"`     // StopSignal as a number of this machine
+}
+
+// Record is what survives crid of one container, in a file named by its id.
+type Record struct {
+	Plan
+	Config  json.RawMessage `json:"config"` // the CRI's ContainerConfig as it came, in protojson
+	User    spec.User       `json:"user"`
+	Monitor monitor.Ref     `json:"monitor"`
+	BootID  string          `json:"bootId"` // of the boot in which it was last written with a process
+	Life
+}
+
+// record is the container's record with the status s.
+func (c *Container) record(s Status) Record {
+	return Record{
+		Plan:    c.plan,
+		Config:  c.raw,
+		User:    s.User,
+		Monitor: s.ref,
+		BootID:  c.m.deps.Host.BootID,
+		Life:    s.Life,
+	}
+}
+
+func encodeConfig(config *runtime.ContainerConfig) (json.RawMessage, error) {
+	raw, err := protojson.Marshal(config)
+	if err != nil {
+		return nil, fmt.Errorf("encode container config: %w: %w", errdef.Invalid, err)
+	}
+	return raw, nil
+}
+
+func decodeConfig(raw json.RawMessage) (*runtime.ContainerConfig, error) {
+	config := &runtime.ContainerConfig{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, config); err != nil {
+		return nil, fmt.Errorf("decode container config: %w", err)
+	}
+	return config, nil
+}

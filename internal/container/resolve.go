@@ -1,0 +1,231 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/storage"
+)
+
+// maxAccounts bounds what is read of an image's passwd and group files, in bytes.
+const maxAccounts = 16 << 20
+
+// specify makes the root filesystem and looks up on the host what the configuration depends on.
+func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.User, error) {
+	h := c.m.deps.Handlers[c.plan.Handler]
+	in := spec.Input{
+		ID:                 c.id,
+		Config:             c.config,
+		Image:              r.Image.Config,
+		Pod:                r.Pod,
+		Host:               c.m.deps.Host,
+		Handler:            h.Fact,
+		Cgroup:             c.plan.Cgroup,
+		AllowedAnnotations: h.AllowedAnnotations,
+	}
+	if c.plan.Pause {
+		return c.specifyPause(in)
+	}
+	c.at("mount root filesystem")
+	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID)
+	if err != nil {
+		return nil, spec.User{}, err
+	}
+	in.Rootfs = root
+	c.at("look up mounts, devices and user")
+	for _, look := range []func(context.Context, *spec.Input) error{
+		c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpDevices, c.lookUpTarget,
+	} {
+		if err := look(ctx, &in); err != nil {
+			return nil, spec.User{}, err
+		}
+	}
+	s, err := spec.Build(in, c.confine)
+	return s, in.User, err
+}
+
+func (c *Container) specifyPause(in spec.Input) (*specs.Spec, spec.User, error) {
+	in.Rootfs = c.m.deps.Options.PauseRoot
+	sc := in.Pod.Config.GetLinux().GetSecurityContext()
+	if !sc.GetPrivileged() {
+		profile, err := c.m.seccomp(sc.GetSeccomp(), nil)
+		if err != nil {
+			return nil, spec.User{}, err
+		}
+		in.Seccomp.Profile = profile
+	}
+	s, err := spec.BuildPause(in)
+	return s, spec.User{}, err
+}
+
+// confine sets the seccomp profile, which depends on the capabilities that Build has worked out.
+func (c *Container) confine(s *specs.Spec) error {
+	sc := c.config.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() {
+		return nil
+	}
+	profile, err := c.m.seccomp(sc.GetSeccomp(), s.Process.Capabilities.Bounding)
+	if err != nil {
+		return err
+	}
+	s.Linux.Seccomp = profile
+	return nil
+}
+
+func (c *Container) lookUpUser(_ context.Context, in *spec.Input) error {
+	passwd, err := readAccounts(in.Rootfs, "/etc/passwd")
+	if err != nil {
+		return err
+	}
+	group, err := readAccounts(in.Rootfs, "/etc/group")
+	if err != nil {
+		return err
+	}
+	in.User, err = spec.ResolveUser(spec.Accounts{Passwd: passwd, Group: group}, c.config.GetLinux().GetSecurityContext(), in.Image.User)
+	return err
+}
+
+// readAccounts reads one of the image's files as the container would find it; an absent one is nil.
+func readAccounts(root, name string) ([]byte, error) {
+	raw, err := storage.ReadFile(root, name, maxAccounts)
+	if errors.Is(err, errdef.NotFound) {
+		return nil, nil
+	}
+	return raw, err
+}
+
+func (c *Container) lookUpMounts(_ context.Context, in *spec.Input) error {
+	for i, asked := range c.config.GetMounts() {
+		m, err := c.m.lookUpMount(asked)
+		if err != nil {
+			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
+		}
+		in.Mounts = append(in.Mounts, m)
+	}
+	return nil
+}
+
+// lookUpMount follows a source's symbolic links on the host; a source that is not there becomes a directory.
+func (m *Manager) lookUpMount(asked *runtime.Mount) (spec.Mount, error) {
+	if asked.GetImage().GetImage() != "" {
+		return spec.Mount{}, fmt.Errorf("image: volumes made of images are %w", errdef.Unsupported)
+	}
+	if !filepath.IsAbs(asked.GetHostPath()) {
+		return spec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", asked.GetHostPath(), errdef.Invalid)
+	}
+	source, err := filepath.EvalSymlinks(asked.GetHostPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(asked.GetHostPath(), 0o755); err != nil {
+			return spec.Mount{}, fmt.Errorf("make the missing host_path: %w", err)
+		}
+		source, err = filepath.EvalSymlinks(asked.GetHostPath())
+	}
+	if err != nil {
+		return spec.Mount{}, fmt.Errorf("host_path: %w", err)
+	}
+	if m.coversOwn(source) && asked.GetPropagation() != runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
+		asked = proto.CloneOf(asked)
+		asked.Propagation = runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+	}
+	return spec.Mount{Mount: asked, Source: source}, nil
+}
+
+// coversOwn tells whether a host path contains crid's mounts, or some of them. A private copy of them would
+// keep them busy after crid has unmounted them, a shared one could unmount them.
+func (m *Manager) coversOwn(source string) bool {
+	return slices.ContainsFunc(m.deps.Options.Roots, func(root string) bool {
+		if real, err := filepath.EvalSymlinks(root); err == nil {
+			root = real
+		}
+		return within(root, source) || within(source, root)
+	})
+}
+
+// within tells whether p is dir or lies below it; both are clean.
+func within(p, dir string) bool {
+	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// lookUpVolumes provides for the image's VOLUMEs that no mount of the request takes the place of.
+func (c *Container) lookUpVolumes(ctx context.Context, in *spec.Input) error {
+	mode := c.m.deps.Options.ImageVolumes
+	if mode == VolumesIgnore {
+		return nil
+	}
+	for _, dest := range slices.Sorted(maps.Keys(in.Image.Volumes)) {
+		dest = path.Join("/", dest)
+		if dest == "/" || c.covered(dest) {
+			continue
+		}
+		if mode == VolumesMkdir {
+			if err := pathrs.MkdirAll(in.Rootfs, dest, 0o755); err != nil {
+				return fmt.Errorf("make the image's volume %s: %w", dest, err)
+			}
+			continue
+		}
+		dir, err := c.m.deps.Rootfs.Volume(ctx, c.id, dest)
+		if err != nil {
+			return fmt.Errorf("fill the image's volume %s: %w", dest, err)
+		}
+		in.Volumes = append(in.Volumes, spec.Volume{Source: dir, Destination: dest})
+	}
+	return nil
+}
+
+// covered tells whether something else is mounted at dest: a mount of the request, or the kernel's filesystems.
+func (c *Container) covered(dest string) bool {
+	for _, kernel := range []string{"/proc", "/sys", "/dev"} {
+		if within(dest, kernel) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(c.config.GetMounts(), func(m *runtime.Mount) bool {
+		return path.Join("/", m.GetContainerPath()) == dest
+	})
+}
+
+func (c *Container) lookUpTarget(_ context.Context, in *spec.Input) error {
+	target, err := c.target()
+	if target != nil {
+		in.Target = fmt.Sprintf("/proc/%d/ns/pid", target.PID())
+	}
+	return err
+}
+
+// target is the container whose PID namespace this one is to join; nil when it joins none. It must run, in the
+// same pod.
+func (c *Container) target() (*Container, error) {
+	options := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if options.GetPid() != runtime.NamespaceMode_TARGET {
+		return nil, nil
+	}
+	t, err := c.m.Get(options.GetTargetId())
+	if errors.Is(err, errdef.NotFound) {
+		return nil, fmt.Errorf("target_id: there is no container %q: %w", options.GetTargetId(), errdef.Invalid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("target_id: %w", err)
+	}
+	if t.PodID() != c.PodID() {
+		return nil, fmt.Errorf("target_id: %s belongs to pod %s, not to pod %s: %w", t, t.PodID(), c.PodID(), errdef.Invalid)
+	}
+	if state := t.Status().State; state != Running || t.proc == nil || !t.proc.Alive() {
+		return nil, fmt.Errorf("target_id: %s does not run (%s): %w", t, state, errdef.WrongState)
+	}
+	return t, nil
+}

@@ -1,0 +1,165 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// stopping is a stop in progress that others join and may hurry.
+type stopping struct {
+	*flight
+	deadline time.Time     // when the kill is due; guarded by Container.op
+	sooner   chan struct{} // holds a token when deadline moved
+}
+
+// errStopped is why a creation ends when its container is to be stopped.
+var errStopped = fmt.Errorf("%w: the container was stopped", errdef.WrongState)
+
+// Stop sends the container's stop signal and, after grace, kills all that is in it; a container that is not
+// running yet is killed at once, one still being created is undone. It returns when EXITED is published, or
+// with an error that names what survived. Concurrent stops share the outcome, and the earliest deadline
+// counts. ctx bounds the waiting alone. It may be repeated.
+func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
+	if err := c.settleCreation(ctx, errStopped); err != nil {
+		return err
+	}
+	s, err := c.beginStop(max(grace, 0))
+	if s == nil || err != nil {
+		return err
+	}
+	return s.wait(ctx)
+}
+
+// settleCreation ends a creation in progress and waits until it has succeeded nevertheless or was given up.
+func (c *Container) settleCreation(ctx context.Context, cause error) error {
+	if c.creation == nil || c.Status().State != Creating {
+		return nil
+	}
+	c.creation.cancel(cause)
+	select {
+	case <-c.creation.done:
+	case <-c.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the creation of %s to end: %w", c, context.Cause(ctx))
+	}
+	return nil
+}
+
+// beginStop joins the stop in progress or begins one; nil = there is nothing to stop.
+func (c *Container) beginStop(grace time.Duration) (*stopping, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if c.Status().State == Exited {
+		return nil, nil
+	}
+	deadline := time.Now().Add(grace)
+	if s := c.busy.stopping; s != nil {
+		s.hurry(deadline)
+		return s, nil
+	}
+	s := &stopping{flight: newFlight(), deadline: deadline, sooner: make(chan struct{}, 1)}
+	begun := c.m.crew.work(func(ctx context.Context) {
+		err := c.stop(ctx, s)
+		c.op.Lock()
+		c.busy.stopping = nil
+		c.op.Unlock()
+		s.land(err)
+	})
+	if !begun {
+		return nil, errClosing()
+	}
+	c.busy.stopping = s
+	return s, nil
+}
+
+// hurry brings the kill forward. The caller holds op.
+func (s *stopping) hurry(deadline time.Time) {
+	if !deadline.Before(s.deadline) {
+		return
+	}
+	s.deadline = deadline
+	select {
+	case s.sooner <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Container) stop(ctx context.Context, s *stopping) error {
+	c.at("stop")
+	defer c.at("")
+	if c.askToEnd(s) && c.awaitExit(ctx, s) {
+		return nil
+	}
+	return c.kill(ctx)
+}
+
+// askToEnd sends the stop signal, if there is a process that can heed it and time for that.
+func (c *Container) askToEnd(s *stopping) bool {
+	c.op.Lock()
+	due := s.deadline
+	c.op.Unlock()
+	if c.Status().State != Running || c.proc == nil || !time.Now().Before(due) {
+		return false
+	}
+	if err := c.proc.Signal(syscall.Signal(c.plan.Signal)); err != nil {
+		c.m.log.Warn("stop signal not sent, killing at once", "container", c.id, "err", err)
+		return false
+	}
+	return true
+}
+
+// awaitExit waits for EXITED until the stop's deadline, which others may bring forward.
+func (c *Container) awaitExit(ctx context.Context, s *stopping) bool {
+	for {
+		c.op.Lock()
+		left := time.Until(s.deadline)
+		c.op.Unlock()
+		timer := time.NewTimer(left)
+		select {
+		case <-c.exited:
+			timer.Stop()
+			return true
+		case <-s.sooner:
+			timer.Stop()
+		case <-timer.C:
+			return false
+		case <-ctx.Done(): // crid ends: the container is left as it is
+			timer.Stop()
+			return false
+		}
+	}
+}
+
+// kill ends everything in the container and waits for EXITED.
+func (c *Container) kill(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("kill %s: %w", c, context.Cause(ctx))
+	}
+	killing, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if c.proc != nil {
+		if err := c.proc.Signal(syscall.SIGKILL); err != nil {
+			return fmt.Errorf("kill %s: %w", c, err)
+		}
+	}
+	if err := c.m.deps.Cgroups.Kill(killing, c.plan.Cgroup); err != nil {
+		return fmt.Errorf("kill %s: %w", c, err)
+	}
+	if c.proc == nil {
+		return c.buryLost()
+	}
+	timer := time.NewTimer(exitTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("kill %s: its processes are gone, its exit was not recorded within %s", c, exitTimeout)
+	case <-ctx.Done():
+		return fmt.Errorf("kill %s: wait for its exit: %w", c, context.Cause(ctx))
+	}
+}
