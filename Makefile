@@ -1,0 +1,59 @@
+# Every target works on a fresh Debian or Ubuntu machine with Go, make and git; those that run containers
+# need root and install what is missing from the distribution.
+
+BIN  := bin
+TAGS := containers_image_openpgp,exclude_graphdriver_btrfs
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export GOFLAGS := -tags=$(TAGS) -buildvcs=false
+export GOTOOLCHAIN ?= auto
+
+.PHONY: all build build-test deps test unit arch integration demo critest bench install clean
+
+all: build
+
+# One static binary.
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/crid ./cmd/crid
+
+# The programs that the tests, the demo and the benchmark run beside crid.
+build-test: build
+	CGO_ENABLED=0 go build -o $(BIN)/web ./test/web
+	cd test/tools && CGO_ENABLED=0 go build -o ../../$(BIN)/registry github.com/distribution/distribution/v3/cmd/registry
+
+deps:
+	./test/deps.sh
+
+# All tests: unit tests with the race detector, the house rules, and integration against a real crid.
+test: deps build-test unit integration
+
+unit:
+	CGO_ENABLED=1 go test -race -timeout 20m ./cmd/... ./server/... ./internal/... ./conf/...
+
+arch:
+	go test ./internal/arch
+
+integration:
+	go test -timeout 20m -count=1 ./test/...
+
+# A pod with two containers from image to tear-down, in namespaces of its own.
+demo:
+	./test/deps.sh demo
+	@$(MAKE) --no-print-directory build-test
+	CGO_ENABLED=0 go build -o $(BIN)/demo ./test/demo
+	$(BIN)/demo
+
+# The conformance suite, with a critest from PATH or $$CRITEST.
+critest: build-test
+	go test -count=1 -timeout 60m -v ./test/critest -args -critest
+
+bench: deps build-test
+	CGO_ENABLED=0 go build -o $(BIN)/bench ./test/bench
+	$(BIN)/bench $(BENCH)
+
+install: build
+	install -D -m 0755 $(BIN)/crid $(DESTDIR)/usr/bin/crid
+	install -D -m 0644 conf/crid.service $(DESTDIR)/usr/lib/systemd/system/crid.service
+	install -D -m 0644 conf/crid.toml $(DESTDIR)/etc/crid/crid.toml
+
+clean:
+	rm -rf $(BIN)

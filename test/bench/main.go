@@ -1,0 +1,130 @@
+// Command bench measures CRI endpoints side by side: each call for one pod at a time, many pods at once, lists
+// and memory with many pods held. Rounds are interleaved, so that what slows the machine slows all of them. It
+// speaks the CRI only and knows nothing of what serves it.
+//
+// Without -endpoint it starts a crid of its own in an isolated place, and beside it a containerd when
+// -containerd names one, both with the same runtime binary and the same CNI network.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/crid/crid/test/images"
+	"github.com/crid/crid/test/isolate"
+	"github.com/crid/crid/test/node"
+)
+
+type flags struct {
+	endpoints  list
+	match      list
+	image      string
+	containerd string
+	runtime    string
+	rounds     int
+	many       int
+	atOnce     int
+	held       int
+}
+
+// list is a flag that may be repeated.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func main() {
+	var f flags
+	flag.Var(&f.endpoints, "endpoint", "name=/path/of/socket of a CRI server that runs already; may be repeated")
+	flag.Var(&f.match, "match", "name=word,word: its processes, for memory: those whose command line holds a word; may be repeated")
+	flag.StringVar(&f.image, "image", "", "image to run, with a sleep in it; needed with -endpoint")
+	flag.StringVar(&f.containerd, "containerd", "", "path of a containerd to measure beside crid")
+	flag.StringVar(&f.runtime, "runtime", "runc", "runtime handler of the crid that is started")
+	flag.IntVar(&f.rounds, "rounds", 30, "pods one at a time, for each endpoint")
+	flag.IntVar(&f.many, "many", 20, "pods to start at once")
+	flag.IntVar(&f.atOnce, "at-once", 10, "how many of them at a time")
+	flag.IntVar(&f.held, "held", 60, "pods held while lists and memory are measured")
+	flag.Parse()
+	if len(f.endpoints) > 0 {
+		if err := f.given(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	isolate.Run(func() int {
+		if err := f.own(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+		return 0
+	})
+}
+
+// given measures the endpoints of the flags.
+func (f flags) given() error {
+	if f.image == "" {
+		return errors.New("-endpoint needs -image")
+	}
+	words := map[string][]string{}
+	for _, m := range f.match {
+		name, list, _ := strings.Cut(m, "=")
+		words[name] = strings.Split(list, ",")
+	}
+	var all []*endpoint
+	for _, e := range f.endpoints {
+		name, socket, ok := strings.Cut(e, "=")
+		if !ok {
+			return fmt.Errorf("-endpoint %q: want name=/path/of/socket", e)
+		}
+		ep, err := dial(name, strings.TrimPrefix(socket, "unix://"), words[name])
+		if err != nil {
+			return err
+		}
+		all = append(all, ep)
+	}
+	return f.measure(context.Background(), all)
+}
+
+// own starts what is measured.
+func (f flags) own() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
+	defer cancel()
+	bin := filepath.Dir(os.Args[0])
+	registry, err := node.Registry(ctx, filepath.Join(bin, "registry"), filepath.Join(isolate.Scratch(), "registry"))
+	if err != nil {
+		return err
+	}
+	if err := (images.Builder{Web: filepath.Join(bin, "web")}).Push(ctx, registry); err != nil {
+		return err
+	}
+	f.image = registry + "/" + images.Busybox
+	log, err := os.Create(filepath.Join(isolate.Scratch(), "crid.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	n, err := node.Start(ctx, node.Options{Name: "bench", Binary: filepath.Join(bin, "crid"), Registry: registry, Runtime: f.runtime, Output: log, Quiet: true})
+	if err != nil {
+		return err
+	}
+	ep, err := dial("crid", n.Socket, []string{"bin/crid", "conmon"})
+	if err != nil {
+		return err
+	}
+	all := []*endpoint{ep}
+	if f.containerd != "" {
+		peer, err := startContainerd(ctx, f.containerd, n, registry)
+		if err != nil {
+			return err
+		}
+		all = append(all, peer)
+	}
+	return errors.Join(f.measure(ctx, all), n.Stop())
+}
