@@ -70,13 +70,7 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve image store: %w", err)
 	}
-	store, err := cstorage.GetStore(types.StoreOptions{
-		GraphRoot:       root,
-		RunRoot:         filepath.Join(cfg.RunRoot, "storage"),
-		GraphDriverName: "overlay",
-		// crid never mounts by the store, so its directory needs no mount of its own.
-		GraphDriverOptions: []string{"overlay.skip_mount_home=true"},
-	})
+	store, err := openStore(cfg, root)
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
@@ -89,6 +83,16 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+func openStore(cfg ImagesConfig, root string) (cstorage.Store, error) {
+	return cstorage.GetStore(types.StoreOptions{
+		GraphRoot:       root,
+		RunRoot:         filepath.Join(cfg.RunRoot, "storage"),
+		GraphDriverName: "overlay",
+		// crid never mounts by the store, so its directory needs no mount of its own.
+		GraphDriverOptions: []string{"overlay.skip_mount_home=true"},
+	})
 }
 
 // load reads the store and starts what goes on behind it.

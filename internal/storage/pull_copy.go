@@ -94,7 +94,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errors.Join(x.damaged[id], errdef.Unavailable))
 }
 
-func (s *Images) copyLayers(ctx context.Context, d download, src *remote, pulled reference.Named) (string, error) {
+func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
 	dst, err := istorage.Transport.NewStoreReference(s.store, pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
@@ -146,16 +146,16 @@ func (s *Images) discardDamaged(ctx context.Context) {
 	}
 }
 
-// remote is an image in a registry, opened. It is a reference that copy.Image opens once more and gets what is
+// remoteImage is an image in a registry, opened. It is a reference that copy.Image opens once more and gets what is
 // open already, so that the manifest is fetched once, and the digest is of the very manifest that is copied.
-type remote struct {
+type remoteImage struct {
 	types.ImageReference
 	src  types.ImageSource
 	name reference.Named
 	used bool // copy.Image has it and closes it
 }
 
-func openRemote(ctx context.Context, d download) (*remote, error) {
+func openRemote(ctx context.Context, d download) (*remoteImage, error) {
 	ref, err := docker.NewReference(d.name)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdef.Invalid)
@@ -164,16 +164,16 @@ func openRemote(ctx context.Context, d download) (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &remote{ImageReference: ref, src: src, name: d.name}, nil
+	return &remoteImage{ImageReference: ref, src: src, name: d.name}, nil
 }
 
 // NewImageSource hands over what is open.
-func (r *remote) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
+func (r *remoteImage) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
 	r.used = true
 	return r.src, nil
 }
 
-func (r *remote) close() error {
+func (r *remoteImage) close() error {
 	if r.used {
 		return nil
 	}
@@ -181,7 +181,7 @@ func (r *remote) close() error {
 }
 
 // canonicalName is the repository with the digest of what the registry answered, a manifest or a list of them.
-func (r *remote) canonicalName(ctx context.Context) (reference.Named, error) {
+func (r *remoteImage) canonicalName(ctx context.Context) (reference.Named, error) {
 	if _, ok := r.name.(reference.Digested); ok {
 		return r.name, nil
 	}
@@ -197,7 +197,7 @@ func (r *remote) canonicalName(ctx context.Context) (reference.Named, error) {
 }
 
 // checkPolicy asks the signature policy again about an image that is stored already.
-func (r *remote) checkPolicy(ctx context.Context, d download) error {
+func (r *remoteImage) checkPolicy(ctx context.Context, d download) error {
 	data, kind, err := r.src.GetManifest(ctx, nil)
 	if err != nil {
 		return err
