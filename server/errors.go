@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/event"
+)
+
+// kinds maps each kind of failure to its gRPC code; the first that matches counts.
+var kinds = []struct {
+	kind error
+	code codes.Code
+}{
+	{errdef.NotFound, codes.NotFound},
+	{errdef.Exists, codes.AlreadyExists},
+	{errdef.Invalid, codes.InvalidArgument},
+	{errdef.WrongState, codes.FailedPrecondition},
+	{errdef.Unavailable, codes.Unavailable},
+	{errdef.Unsupported, codes.Unimplemented},
+	{errdef.Exhausted, codes.ResourceExhausted},
+	{event.ErrLagged, codes.Aborted},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{context.Canceled, codes.Canceled},
+}
+
+// prefixed are the kinds that the kubelet knows by the beginning of the message, with the code Unknown.
+var prefixed = []error{errdef.RegistryUnavailable, errdef.SignatureInvalid, errdef.ImageVolume}
+
+// toStatus turns an error of a room into what the client gets. One that has a gRPC status keeps it.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	for _, kind := range prefixed {
+		if errors.Is(err, kind) {
+			return status.Error(codes.Unknown, kind.Error()+": "+strings.TrimSuffix(err.Error(), ": "+kind.Error()))
+		}
+	}
+	for _, k := range kinds {
+		if errors.Is(err, k.kind) {
+			return status.Error(k.code, err.Error())
+		}
+	}
+	return status.Error(codes.Unknown, err.Error())
+}
+
+// internal is what a client gets for a panic; the log has the rest.
+func internal(method string) error {
+	return status.Errorf(codes.Internal, "%s: crid has a fault, its log says where", method)
+}
+
+// draining is what a call gets that arrives, or still waits, while crid stops.
+func draining() error {
+	return status.Error(codes.Unavailable, "crid is stopping")
+}
+
+// isUnimplemented tells a call that crid does not have.
+func isUnimplemented(err error) bool { return status.Code(err) == codes.Unimplemented }

@@ -1,0 +1,198 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/storage"
+)
+
+// Images is what the server asks of the image store.
+type Images interface {
+	Pull(ctx context.Context, ref string, auth storage.Auth) (storage.Image, error)
+	Resolve(ctx context.Context, ref string) (storage.Image, error)
+	List(ctx context.Context) ([]storage.Image, error)
+	Remove(ctx context.Context, ref string) error
+	Usage(ctx context.Context) (storage.Usage, error)
+}
+
+// Rootfs tells what the root filesystems of all containers hold.
+type Rootfs interface {
+	Total(ctx context.Context) (storage.Usage, error)
+}
+
+// imageService is the CRI's ImageService.
+type imageService struct {
+	runtime.UnimplementedImageServiceServer
+	*Server
+}
+
+// imageRequest is a request about one image.
+type imageRequest interface{ GetImage() *runtime.ImageSpec }
+
+// imageRef takes the reference out of a request.
+func (s *Server) imageRef(r imageRequest) (string, error) {
+	spec := r.GetImage()
+	if err := checkName("image.image", spec.GetImage(), true); err != nil {
+		return "", err
+	}
+	if handler := spec.GetRuntimeHandler(); handler != "" && !s.facts.knows(handler) {
+		return "", fmt.Errorf("image.runtime_handler: no handler %q; known: %s: %w", handler, s.facts.names(), errdef.Invalid)
+	}
+	return spec.GetImage(), nil
+}
+
+func (s *imageService) PullImage(ctx context.Context, r *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
+	ref, err := s.imageRef(r)
+	if err != nil {
+		return nil, err
+	}
+	auth, err := authOf(r.GetAuth())
+	if err != nil {
+		return nil, err
+	}
+	image, err := s.images.Pull(ctx, ref, auth)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.PullImageResponse{ImageRef: image.ID}, nil
+}
+
+func (s *imageService) ListImages(ctx context.Context, r *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
+	images, err := s.filterImages(ctx, r.GetFilter().GetImage().GetImage())
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ListImagesResponse{Images: make([]*runtime.Image, 0, len(images))}
+	for _, image := range images {
+		resp.Images = append(resp.Images, toImage(image))
+	}
+	return resp, nil
+}
+
+// filterImages is all images, or with a reference the one that it names, or none.
+func (s *imageService) filterImages(ctx context.Context, ref string) ([]storage.Image, error) {
+	if ref == "" {
+		return s.images.List(ctx)
+	}
+	image, err := s.images.Resolve(ctx, ref)
+	if errors.Is(err, errdef.NotFound) {
+		return nil, nil
+	}
+	return []storage.Image{image}, err
+}
+
+// ImageStatus answers with no image, and no error, for one that is not here.
+func (s *imageService) ImageStatus(ctx context.Context, r *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
+	ref, err := s.imageRef(r)
+	if err != nil {
+		return nil, err
+	}
+	image, err := s.images.Resolve(ctx, ref)
+	if errors.Is(err, errdef.NotFound) {
+		return &runtime.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ImageStatusResponse{Image: toImage(image)}
+	if r.GetVerbose() {
+		resp.Info, err = info(map[string]any{"info": map[string]any{
+			"labels":    image.Labels,
+			"imageSpec": map[string]any{"config": image.Config},
+		}})
+	}
+	return resp, err
+}
+
+func (s *imageService) RemoveImage(ctx context.Context, r *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
+	ref, err := s.imageRef(r)
+	if err != nil {
+		return nil, err
+	}
+	err = s.images.Remove(ctx, ref)
+	if err != nil && !errors.Is(err, errdef.NotFound) {
+		return nil, err
+	}
+	return &runtime.RemoveImageResponse{}, nil
+}
+
+func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRequest) (*runtime.ImageFsInfoResponse, error) {
+	images, err := s.images.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	containers, err := s.rootfs.Total(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ImageFsInfoResponse{
+		ImageFilesystems:     []*runtime.FilesystemUsage{toFilesystem(images)},
+		ContainerFilesystems: []*runtime.FilesystemUsage{toFilesystem(containers)},
+	}, nil
+}
+
+func toFilesystem(u storage.Usage) *runtime.FilesystemUsage {
+	return &runtime.FilesystemUsage{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: u.Mountpoint},
+		UsedBytes:  &runtime.UInt64Value{Value: u.Bytes},
+		InodesUsed: &runtime.UInt64Value{Value: u.Inodes},
+	}
+}
+
+// toImage shapes an image. It depends on the image alone, never on the reference that it was asked for by.
+func toImage(i storage.Image) *runtime.Image {
+	uid, username := userOf(i.Config.User)
+	return &runtime.Image{
+		Id:          i.ID,
+		RepoTags:    i.RepoTags,
+		RepoDigests: i.RepoDigests,
+		Size:        i.Size,
+		Uid:         uid,
+		Username:    username,
+		Pinned:      i.Pinned,
+	}
+}
+
+// userOf splits an image's "user[:group]": the kubelet checks runAsNonRoot by one of the two, and takes
+// neither for root.
+func userOf(user string) (*runtime.Int64Value, string) {
+	name, _, _ := strings.Cut(user, ":")
+	if uid, err := strconv.ParseInt(name, 10, 64); err == nil {
+		return &runtime.Int64Value{Value: uid}, ""
+	}
+	return nil, name
+}
+
+// authOf reads the credentials of a pull: either apart, or as base64 of "user:password" as in docker's
+// configuration. What it was given is never part of an error.
+func authOf(a *runtime.AuthConfig) (storage.Auth, error) {
+	auth := storage.Auth{
+		Username:      a.GetUsername(),
+		Password:      a.GetPassword(),
+		IdentityToken: a.GetIdentityToken(),
+		RegistryToken: a.GetRegistryToken(),
+	}
+	if auth != (storage.Auth{}) || a.GetAuth() == "" {
+		return auth, nil
+	}
+	plain, err := base64.StdEncoding.DecodeString(a.GetAuth())
+	if err != nil {
+		return storage.Auth{}, fmt.Errorf("auth.auth is not base64: %w", errdef.Invalid)
+	}
+	user, password, ok := strings.Cut(string(plain), ":")
+	if !ok {
+		return storage.Auth{}, fmt.Errorf("auth.auth does not hold user:password: %w", errdef.Invalid)
+	}
+	// docker pads the value with NUL bytes at times.
+	return storage.Auth{Username: user, Password: strings.Trim(password, "\x00")}, nil
+}

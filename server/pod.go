@@ -1,0 +1,202 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/sandbox"
+)
+
+// Pod is what the server reads of a pod; *sandbox.Pod is one.
+type Pod interface {
+	ID() string
+	Config() *runtime.PodSandboxConfig // read-only
+	Handler() string
+	Status() sandbox.Status
+	// Enter admits the creation of a container. The context it returns ends when the pod is stopped; leave
+	// must be called at the end.
+	Enter(ctx context.Context, pid runtime.NamespaceMode) (inner context.Context, env spec.PodEnv, leave func(), err error)
+}
+
+// Pods is what the server asks of the room of pods. An id may be shortened while it is unique.
+type Pods interface {
+	Run(ctx context.Context, key sandbox.Key, config *runtime.PodSandboxConfig, handler string) (Pod, error)
+	Stop(ctx context.Context, id string) error
+	Remove(ctx context.Context, id string) error
+	Get(id string) (Pod, error)
+	List() []Pod
+}
+
+func (s *runtimeService) RunPodSandbox(ctx context.Context, r *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
+	key, handler, err := s.podRequest(r)
+	if err != nil {
+		return nil, err
+	}
+	pod, err := s.pods.Run(ctx, key, r.GetConfig(), handler)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.RunPodSandboxResponse{PodSandboxId: pod.ID()}, nil
+}
+
+// podRequest validates what can be told without asking anybody, and names the handler: never "".
+func (s *Server) podRequest(r *runtime.RunPodSandboxRequest) (sandbox.Key, string, error) {
+	config := r.GetConfig()
+	err := cmp.Or(
+		checkPodMetadata(config.GetMetadata()),
+		checkConfig("config", config),
+		checkLabels("config", config),
+		checkName("config.hostname", config.GetHostname(), false),
+		checkName("config.log_directory", config.GetLogDirectory(), false),
+		spec.ValidatePod(config),
+	)
+	handler := r.GetRuntimeHandler()
+	if handler == "" {
+		handler = s.facts.Handlers[0].Name
+	}
+	if !s.facts.knows(handler) {
+		err = cmp.Or(err, fmt.Errorf("runtime_handler: no handler %q; known: %s: %w", handler, s.facts.names(), errdef.Invalid))
+	}
+	m := config.GetMetadata()
+	return sandbox.Key{Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(), Attempt: m.GetAttempt()}, handler, err
+}
+
+// StopPodSandbox of a pod that is not there is done already.
+func (s *runtimeService) StopPodSandbox(ctx context.Context, r *runtime.StopPodSandboxRequest) (*runtime.StopPodSandboxResponse, error) {
+	if err := checkName("pod_sandbox_id", r.GetPodSandboxId(), true); err != nil {
+		return nil, err
+	}
+	if err := s.pods.Stop(ctx, r.GetPodSandboxId()); err != nil && !errors.Is(err, errdef.NotFound) {
+		return nil, err
+	}
+	return &runtime.StopPodSandboxResponse{}, nil
+}
+
+// RemovePodSandbox of a pod that is not there is done already.
+func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtime.RemovePodSandboxRequest) (*runtime.RemovePodSandboxResponse, error) {
+	if err := checkName("pod_sandbox_id", r.GetPodSandboxId(), true); err != nil {
+		return nil, err
+	}
+	if err := s.pods.Remove(ctx, r.GetPodSandboxId()); err != nil && !errors.Is(err, errdef.NotFound) {
+		return nil, err
+	}
+	return &runtime.RemovePodSandboxResponse{}, nil
+}
+
+func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
+	pod, err := s.getPod(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	now, status, containers := s.snapshot(pod)
+	resp := &runtime.PodSandboxStatusResponse{Status: status, ContainersStatuses: containers, Timestamp: now}
+	if r.GetVerbose() {
+		st := pod.Status()
+		resp.Info, err = info(map[string]any{"info": podInfo{
+			Reason:       st.Reason,
+			Message:      st.Message,
+			NetNS:        st.NetNS,
+			Hostname:     st.Hostname,
+			CgroupParent: st.CgroupParent,
+			Handler:      pod.Handler(),
+		}})
+	}
+	return resp, err
+}
+
+// podInfo is what verbose PodSandboxStatus tells besides.
+type podInfo struct {
+	Reason       string `json:"reason,omitempty"`
+	Message      string `json:"message,omitempty"`
+	NetNS        string `json:"netns,omitempty"`
+	Hostname     string `json:"hostname,omitempty"`
+	CgroupParent string `json:"cgroupParent,omitempty"`
+	Handler      string `json:"runtimeHandler"`
+}
+
+func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
+	resp := &runtime.ListPodSandboxResponse{Items: []*runtime.PodSandbox{}}
+	for _, pod := range s.pods.List() {
+		if item := toPodItem(pod); wantsPod(r.GetFilter(), item) {
+			resp.Items = append(resp.Items, item)
+		}
+	}
+	return resp, nil
+}
+
+// getPod returns the pod, or NotFound; a pod without a configuration is one whose record cannot be read,
+// and nothing can be told of it.
+func (s *Server) getPod(id string) (Pod, error) {
+	if err := checkName("pod_sandbox_id", id, true); err != nil {
+		return nil, err
+	}
+	pod, err := s.pods.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	if pod.Config() == nil {
+		return nil, fmt.Errorf("pod %s: its record cannot be read, remove it: %w", id, errdef.Unavailable)
+	}
+	return pod, nil
+}
+
+func wantsPod(f *runtime.PodSandboxFilter, pod *runtime.PodSandbox) bool {
+	return named(pod.GetId(), f.GetId()) &&
+		(f.GetState() == nil || f.GetState().GetState() == pod.GetState()) &&
+		matches(pod.GetLabels(), f.GetLabelSelector())
+}
+
+func toPodItem(pod Pod) *runtime.PodSandbox {
+	config, status := pod.Config(), pod.Status()
+	return &runtime.PodSandbox{
+		Id:             pod.ID(),
+		Metadata:       config.GetMetadata(),
+		State:          toPodState(status.State),
+		CreatedAt:      status.CreatedAt.UnixNano(),
+		Labels:         config.GetLabels(),
+		Annotations:    config.GetAnnotations(),
+		RuntimeHandler: pod.Handler(),
+	}
+}
+
+func toPodStatus(pod Pod) *runtime.PodSandboxStatus {
+	config, status := pod.Config(), pod.Status()
+	return &runtime.PodSandboxStatus{
+		Id:        pod.ID(),
+		Metadata:  config.GetMetadata(),
+		State:     toPodState(status.State),
+		CreatedAt: status.CreatedAt.UnixNano(),
+		Network:   toPodNetwork(status.IPs),
+		Linux: &runtime.LinuxPodSandboxStatus{Namespaces: &runtime.Namespace{
+			Options: config.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+		}},
+		Labels:         config.GetLabels(),
+		Annotations:    config.GetAnnotations(),
+		RuntimeHandler: pod.Handler(),
+	}
+}
+
+func toPodState(s sandbox.State) runtime.PodSandboxState {
+	if s == sandbox.Ready {
+		return runtime.PodSandboxState_SANDBOX_READY
+	}
+	return runtime.PodSandboxState_SANDBOX_NOTREADY
+}
+
+func toPodNetwork(ips []string) *runtime.PodSandboxNetworkStatus {
+	network := &runtime.PodSandboxNetworkStatus{}
+	for i, ip := range ips {
+		if i == 0 {
+			network.Ip = ip
+			continue
+		}
+		network.AdditionalIps = append(network.AdditionalIps, &runtime.PodIP{Ip: ip})
+	}
+	return network
+}

@@ -1,0 +1,88 @@
+// Package server speaks the CRI: it validates a request, calls one room and shapes the answer. It keeps no
+// state of pods, containers or images, and does not know how any of them is made.
+package server
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/fact"
+)
+
+// Events is where the rooms tell what happened; a reader that falls behind gets an error and must begin anew.
+type Events interface {
+	Subscribe(ctx context.Context) iter.Seq2[event.Event, error]
+}
+
+// Facts is what does not change while crid runs.
+type Facts struct {
+	Version  string         // of crid
+	Handlers []fact.Handler // found at start, the default first
+}
+
+// knows tells whether a pod may ask for the handler name.
+func (f Facts) knows(name string) bool {
+	return slices.ContainsFunc(f.Handlers, func(h fact.Handler) bool { return h.Name == name })
+}
+
+// names lists the handlers for an error message.
+func (f Facts) names() string {
+	var names []string
+	for _, h := range f.Handlers {
+		names = append(names, h.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// Deps is what the server is built of. All fields are required.
+type Deps struct {
+	Facts      Facts
+	Pods       Pods
+	Containers Containers
+	Images     Images
+	Rootfs     Rootfs
+	Events     Events
+	Network    func() fact.Condition // never waits
+	Info       func() map[string]any // for Status verbose: what an operator may want to know, as JSON values
+	Log        *slog.Logger
+}
+
+// Server answers the CRI's two services.
+type Server struct {
+	facts      Facts
+	pods       Pods
+	containers Containers
+	images     Images
+	rootfs     Rootfs
+	events     Events
+	network    func() fact.Condition
+	info       func() map[string]any
+	log        *slog.Logger
+	gate       gate
+	ending     chan struct{} // closed when streams must end
+	endStreams func()        // closes ending, once
+}
+
+// New joins the rooms to a server. It does no I/O.
+func New(d Deps) *Server {
+	ending := make(chan struct{})
+	return &Server{
+		facts:      d.Facts,
+		pods:       d.Pods,
+		containers: d.Containers,
+		images:     d.Images,
+		rootfs:     d.Rootfs,
+		events:     d.Events,
+		network:    d.Network,
+		info:       d.Info,
+		log:        d.Log,
+		gate:       gate{log: d.Log},
+		ending:     ending,
+		endStreams: sync.OnceFunc(func() { close(ending) }),
+	}
+}
