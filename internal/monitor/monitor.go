@@ -3,7 +3,50 @@
 // the CRI; it is handed a Spec and tells what became of the process.
 package monitor
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Files of a monitor directory, which is the container's bundle and the monitor's working directory.
+const (
+	configFile  = "config.json" // what the runtime creates the container from
+	pidFile     = "pid"         // of the container's main process, by the runtime
+	monitorFile = "monitor.pid" // by the monitor
+	runtimeLog  = "runtime.log" // of the runtime's `create`, JSON lines
+	controlFile = "ctl"         // FIFO to the monitor
+	oomFile     = "oom"         // exists once the monitor has seen the OOM killer
+)
+
+// Config says where the monitor's binary is, and where files go. Dir and ExitDir are functions of crid's runroot:
+// another crid on it finds the same.
+type Config struct {
+	Path    string                      // conmon, absolute
+	Dir     string                      // one directory for each container
+	ExitDir string                      // one file for each container that has ended
+	Explain func(written string) string // makes one sentence of what a runtime wrote when it failed; nil = as it is
+}
+
+// Cgroups makes cgroups and moves processes into them.
+type Cgroups interface {
+	Create(path string) error
+	Join(path string, pid int) error
+}
+
+// Launcher starts monitors and finds them again. It may be used concurrently, but for one id one call at a time.
+type Launcher struct {
+	cfg Config
+	cg  Cgroups
+
+	mu    sync.Mutex // guards procs; never held across a wait or the disk
+	procs map[string]*Process
+}
 
 // Spec is one container to create under a monitor of its own. The monitor directory is a function of ID.
 type Spec struct {
@@ -12,7 +55,7 @@ type Spec struct {
 	Runtime       string // the runtime's binary, absolute
 	RuntimeRoot   string // --root of the runtime
 	Config        []byte // config.json; written only once the monitor sits in its cgroup
-	LogPath       string // the CRI log file, absolute; empty = no log
+	LogPath       string // the CRI log file, absolute, in a directory that exists; empty = no log
 	Cgroup        string // the monitor's own cgroup (crid-mon-<id>)
 	Terminal      bool
 	Stdin         bool
@@ -35,6 +78,68 @@ type Exit struct {
 	Code    int       // 128+n when signal n ended it
 	At      time.Time // of the exit record, or of the moment that its absence was noticed
 	OOM     bool      // the monitor saw the kernel's OOM killer in the container's cgroup
-	Lost    bool      // nobody recorded the exit: Code is a guess and Message says why
+	Lost    bool      // nobody recorded the exit: Message says why; Code is the kernel's word, else 255
 	Message string
+}
+
+// New returns a Launcher. It does no I/O: Start makes the directories.
+func New(cfg Config, cg Cgroups) *Launcher {
+	if cfg.Explain == nil {
+		cfg.Explain = strings.TrimSpace
+	}
+	return &Launcher{cfg: cfg, cg: cg, procs: map[string]*Process{}}
+}
+
+// Disarm takes away what a container is created from, so that a monitor that nobody knows of and that now reads
+// the end of its start pipe fails at `create`. Repeatable.
+func (l *Launcher) Disarm(id string) error {
+	err := os.Remove(l.path(id, configFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("disarm monitor of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// Close lets go of all processes: what Wait waits for is not noticed any more. The processes live on. Repeatable.
+func (l *Launcher) Close() error {
+	l.mu.Lock()
+	procs := l.procs
+	l.procs = map[string]*Process{}
+	l.mu.Unlock()
+	var failed error
+	for _, p := range procs {
+		failed = errors.Join(failed, p.release())
+	}
+	return failed
+}
+
+func (l *Launcher) path(id, file string) string { return filepath.Join(l.cfg.Dir, id, file) }
+
+func (l *Launcher) exitFile(id string) string { return filepath.Join(l.cfg.ExitDir, id) }
+
+// adopt makes p the process of its id; the one before it, of an earlier Open, is let go.
+func (l *Launcher) adopt(p *Process) error {
+	l.mu.Lock()
+	before := l.procs[p.id]
+	l.procs[p.id] = p
+	l.mu.Unlock()
+	if before != nil {
+		return before.release()
+	}
+	return nil
+}
+
+// forget undoes adopt. Whoever still waits for the process hears that it is over.
+func (l *Launcher) forget(id string) error {
+	l.mu.Lock()
+	p := l.procs[id]
+	delete(l.procs, id)
+	l.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	if !p.look() {
+		p.lost("its monitor was removed", nil)
+	}
+	return p.release()
 }

@@ -1,0 +1,105 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// reopenCommand tells conmon to reopen its log: type 2, two numbers that do not matter.
+const reopenCommand = "2 0 0\n"
+
+// ReopenLog makes the monitor write to a new file at the log path, from which the old one has been moved away,
+// and returns once it exists. On an error there is no new file, unless the monitor still makes it after ctx has ended.
+func (p *Process) ReopenLog(ctx context.Context) error {
+	select {
+	case p.reopening <- struct{}{}:
+		defer func() { <-p.reopening }()
+	case <-ctx.Done():
+		return fmt.Errorf("reopen log of container %s: %w", p.id, ctx.Err())
+	}
+	if err := p.reopen(ctx); err != nil {
+		return fmt.Errorf("reopen log of container %s: %w", p.id, err)
+	}
+	return nil
+}
+
+func (p *Process) reopen(ctx context.Context) (err error) {
+	path, err := p.logPath()
+	if err != nil {
+		return err
+	}
+	// Conmon would die of a directory that does not exist; watching it finds out.
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch log directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, watcher.Close()) }()
+	if err := watcher.Add(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("watch log directory: %w", err)
+	}
+	old, err := os.Stat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := p.command(reopenCommand); err != nil {
+		return err
+	}
+	for !isNew(path, old) {
+		select {
+		case <-watcher.Events:
+		case <-watcher.Errors: // events were lost: look again
+		case <-p.monitorGone:
+			return fmt.Errorf("the monitor has ended: %w", errdef.WrongState)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// isNew tells whether a file other than old is at path.
+func isNew(path string, old fs.FileInfo) bool {
+	now, err := os.Stat(path)
+	return err == nil && (old == nil || !os.SameFile(old, now))
+}
+
+// logPath returns where the monitor logs to, as its command line says.
+func (p *Process) logPath() (string, error) {
+	if p.monitor == nil || p.monitor.ended() {
+		return "", fmt.Errorf("the container is not running: %w", errdef.WrongState)
+	}
+	args, err := commandLine(p.monitor.pid)
+	if err != nil {
+		return "", fmt.Errorf("read command line of the monitor: %w", err)
+	}
+	for _, arg := range args {
+		if path, found := strings.CutPrefix(arg, "--log-path="+logDriver); found {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("the container has no log: %w", errdef.WrongState)
+}
+
+// command writes a line to the monitor, which must be reading.
+func (p *Process) command(line string) error {
+	// Nonblocking: opening a FIFO that nobody reads fails at once.
+	control, err := os.OpenFile(p.launcher.path(p.id, controlFile), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ENXIO) || errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the monitor does not listen: %w", errdef.WrongState)
+	}
+	if err != nil {
+		return fmt.Errorf("reach the monitor: %w", err)
+	}
+	_, err = control.WriteString(line)
+	return errors.Join(err, control.Close())
+}
