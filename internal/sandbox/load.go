@@ -110,14 +110,13 @@ func (m *Manager) recover(ctx context.Context, p *Pod) error {
 
 // eraseLater erases behind Load. A failure leaves the pod listed as not ready, for the client to remove.
 func (m *Manager) eraseLater(ctx context.Context, p *Pod) {
-	op := m.join(ctx, p, opRemove, m.erase)
-	m.work.Add(1)
-	go func() { // ends with the operation
-		defer m.work.Done()
-		if err := op.wait(context.WithoutCancel(ctx)); err != nil {
+	m.join(ctx, p, opRemove, func(ctx context.Context, op *operation) error {
+		err := m.erase(ctx, op)
+		if err != nil {
 			m.deps.Log.Warn("unfinished pod is left not ready: remove it with RemovePodSandbox", "pod", p.id, "err", err)
 		}
-	}()
+		return err
+	})
 }
 
 // lost says why a pod that was ready when crid ended is not any more; empty when it is. It remembers the PID

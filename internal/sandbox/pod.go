@@ -12,7 +12,6 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
-	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/oci/spec"
 )
@@ -218,10 +217,4 @@ func because(reason, message string) func(*Record) {
 			r.Reason, r.Message = reason, message
 		}
 	}
-}
-
-// blind is the best request that can be made for a pod whose record cannot be read: libcni's cache knows the
-// rest by the id.
-func (p *Pod) blind() network.Request {
-	return network.Request{ID: p.id, NetNS: p.m.deps.Namespaces.Paths(p.id, ns.Want{Net: true}).Net, IfName: "eth0"}
 }

@@ -45,6 +45,7 @@ type Network interface {
 	Prepare(r network.Request) (network.Request, error) // errdef.Unavailable when there is no network; no I/O
 	Add(ctx context.Context, r network.Request) (network.Attachment, error)
 	Del(ctx context.Context, r network.Request) error // safe after an Add that failed or never was
+	Recall(id string) ([]network.Request, error)      // what was added for id, for pods without a readable record
 }
 
 // Cgroups makes the default parent and takes it away; *cgroup.Tree is one.
@@ -66,9 +67,11 @@ type Pause struct {
 	Dead  bool   // it was started and has ended
 }
 
-// Pauses starts the process that holds a pod's shared PID namespace, and records it with intent.
+// Pauses starts the process that holds a pod's shared PID namespace, and records it with intent as one of the
+// pod's containers: StopPod and RemovePod end it too. Its end is told to Manager.PauseExited.
 type Pauses interface {
-	// Start returns the path of the PID namespace of the pod's pause once it runs.
+	// Start returns the path of the PID namespace of the pod's pause once it runs. After an error nothing is
+	// left that a second Start would meet.
 	Start(ctx context.Context, env spec.PodEnv) (pidns string, err error)
 	// Find tells what is known of the pod's pause after a restart of crid; false when none was ever started.
 	Find(podID string) (Pause, bool)
@@ -253,6 +256,26 @@ func (m *Manager) Close(ctx context.Context) error {
 }
 
 var errClosing = fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)
+
+// Attachments returns the network attachments that must not be collected as garbage: those of pods that have not
+// been detached, and those that tombstones care for. It never waits.
+func (m *Manager) Attachments() []network.Request {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []network.Request
+	for _, p := range m.pods {
+		switch rec := p.rec.Load(); {
+		case p.broken != nil:
+			all = append(all, network.Request{ID: p.id, IfName: "eth0"}) // as Prepare names it
+		case rec.Network != nil && !rec.Detached:
+			all = append(all, *rec.Network)
+		}
+	}
+	for _, t := range m.graves {
+		all = append(all, t.Request)
+	}
+	return all
+}
 
 // open tells whether new work may begin.
 func (m *Manager) open() error {

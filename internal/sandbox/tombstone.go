@@ -36,14 +36,12 @@ func (m *Manager) Tombstones() []Tombstone {
 	return all
 }
 
-// entomb records that req must still be undone and begins to retry.
+// entomb records that req must still be undone and begins to retry, also when it cannot be recorded: then it
+// may have been nevertheless, and whoever retries deletes the record, and the pod's own record lives on.
 func (m *Manager) entomb(p *Pod, req network.Request, cause error) error {
 	t := Tombstone{Key: p.key, Request: req, Since: time.Now(), Attempts: 1, Error: cause.Error()}
-	if err := m.deps.Tombstones.Put(req.ID, t); err != nil {
-		return err
-	}
 	m.bury(t, backoff(t.Attempts))
-	return nil
+	return m.deps.Tombstones.Put(req.ID, t)
 }
 
 // bury retries t in the background, first after delay, unless that is going on already.
