@@ -17,6 +17,12 @@ func inNew(flags int, work func() error) error {
 	done := make(chan error, 1)
 	go func() { // ends with work
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread is the one that cannot die. While it is kept here, the work lands on another.
+			done <- inNew(flags, work)
+			runtime.UnlockOSThread()
+			return
+		}
 		home, err := openHome(flags)
 		if err != nil {
 			runtime.UnlockOSThread()
