@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if reexec.Init() {
 		return
 	}
+	if os.Getenv(toolEnv) != "" {
+		os.Exit(playTool(os.Args[1:]))
+	}
 	if os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
@@ -75,7 +78,7 @@ func settleIn() error {
 }
 
 // requireRoot skips the test without root, or fails it where CRID_TEST_ROOT asks for everything.
-func requireRoot(t *testing.T) {
+func requireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
