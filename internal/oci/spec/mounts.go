@@ -14,8 +14,8 @@ import (
 )
 
 // setMounts puts together what every container has, the pod's files, the image's volumes and the CRI's
-// mounts. A CRI mount takes the place of anything else at its destination, and of the standard mounts below
-// it. Shallow destinations come first, so that no mount hides another.
+// mounts. A CRI mount takes the place of anything else at its destination; one over a standard mount (/dev,
+// /sys) brings its own submounts. Shallow destinations come first, so that no mount hides another.
 func setMounts(s *specs.Spec, in Input) error {
 	var asked []specs.Mount
 	for i, m := range in.Mounts {
@@ -31,15 +31,15 @@ func setMounts(s *specs.Spec, in Input) error {
 		asked = append(asked, bind)
 		s.Linux.RootfsPropagation = widest(s.Linux.RootfsPropagation, m.GetPropagation())
 	}
-	privileged := securityContext(in.Config).GetPrivileged()
-	own := slices.Concat(standardMounts(privileged), podMounts(in.Pod, s.Root.Readonly))
-	own = slices.DeleteFunc(own, func(m specs.Mount) bool {
+	below := func(m specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return within(m.Destination, a.Destination) })
-	})
-	volumes := slices.DeleteFunc(volumeMounts(in.Volumes), func(m specs.Mount) bool {
+	}
+	at := func(m specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == m.Destination })
-	})
-	s.Mounts = slices.Concat(own, volumes, asked)
+	}
+	standard := standardMounts(securityContext(in.Config).GetPrivileged())
+	ours := slices.Concat(podMounts(in.Pod, s.Root.Readonly), volumeMounts(in.Volumes))
+	s.Mounts = slices.Concat(slices.DeleteFunc(standard, below), slices.DeleteFunc(ours, at), asked)
 	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
 		return cmp.Compare(depth(a.Destination), depth(b.Destination))
 	})

@@ -13,9 +13,14 @@ import (
 	"github.com/crid/crid/internal/fact"
 )
 
+// setResources leaves out "no limit", which is how a new cgroup starts: crun 1.8 writes a quota of -1 in a way
+// that cgroup v1 refuses.
 func setResources(s *specs.Spec, in Input) error {
 	r := Resources(in.Config.GetLinux().GetResources(), in.Host)
 	r.Devices = s.Linux.Resources.Devices
+	if r.CPU != nil && r.CPU.Quota != nil && *r.CPU.Quota < 0 {
+		r.CPU.Quota = nil
+	}
 	s.Linux.Resources = r
 	return nil
 }
