@@ -1,0 +1,415 @@
+package spec
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/fact"
+)
+
+// insideEnv marks the test binary that runs in namespaces of its own.
+const insideEnv = "CRID_TEST_INSIDE"
+
+// trial is one container: what is asked for, a script that it runs, and what the script has to print.
+type trial struct {
+	name   string
+	edit   func(*testing.T, *Input)
+	script string
+	want   string
+}
+
+// credentials prints what the kernel says of the container's first process, in a fixed order.
+const credentials = `
+grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/$$/status | tr -s '\t ' '  '
+`
+
+// report adds its rank for the OOM killer and its working directory.
+const report = credentials + `
+echo oom $(cat /proc/$$/oom_score_adj)
+echo cwd $(pwd)
+`
+
+// The default capabilities as the kernel prints them.
+const (
+	defaultMask = "00000000a80425fb"
+	noMask      = "0000000000000000"
+)
+
+func processTrials() []trial {
+	return []trial{
+		{
+			name: "plain",
+			edit: func(_ *testing.T, in *Input) {
+				in.Config.Linux.Resources.OomScoreAdj = 500
+				in.Config.WorkingDir = "/made/by/runtime"
+			},
+			script: report,
+			want: "Uid: 0 0 0 0\nGid: 0 0 0 0\nGroups: 0 \nCapInh: " + noMask + "\nCapPrm: " + defaultMask + "\nCapEff: " +
+				defaultMask + "\nCapBnd: " + defaultMask + "\nCapAmb: " + noMask + "\nNoNewPrivs: 0\nSeccomp: 0\noom 500\ncwd /made/by/runtime\n",
+		},
+		{
+			name: "locked",
+			edit: func(_ *testing.T, in *Input) {
+				in.User = User{UID: 1000, GID: 1001, Additional: []uint32{1001, 2000}}
+				sc := security(in)
+				sc.NoNewPrivs, sc.ReadonlyRootfs, sc.MaskedPaths = true, true, []string{"/bin/secret"}
+				sc.Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL"}}
+				in.Seccomp.Profile = forbid("chmod", "fchmodat")
+			},
+			script: report + "touch /x\nchmod 700 /tmp\ncat /bin/secret\ntouch /proc/sys/kernel/domainname\n",
+			want: "Uid: 1000 1000 1000 1000\nGid: 1001 1001 1001 1001\nGroups: 1001 2000 \nCapInh: " + noMask + "\nCapPrm: " +
+				noMask + "\nCapEff: " + noMask + "\nCapBnd: " + noMask + "\nCapAmb: " + noMask +
+				"\nNoNewPrivs: 1\nSeccomp: 2\noom 0\ncwd /\n" +
+				"touch: /x: Read-only file system\nchmod: /tmp: Function not implemented\n" +
+				"touch: /proc/sys/kernel/domainname: Read-only file system\n",
+		},
+		{
+			name: "environment",
+			edit: func(_ *testing.T, in *Input) {
+				in.Config.Envs = []*runtime.KeyValue{{Key: "RAW", Value: []byte("a\xff\xc3z")}, {Key: "UTF8", Value: []byte("\u20ac")}}
+			},
+			script: "tr '\\0' '\\n' < /proc/$$/environ\nulimit -n\n",
+			want: "PATH=" + defaultPath + "\nHOSTNAME=web-0\nRAW=a\ufffd\ufffdz\nUTF8=\u20ac\nHOME=/root\n" +
+				ownOpenFiles() + "\n",
+		},
+	}
+}
+
+func hostTrials() []trial {
+	return []trial{
+		{
+			name:   "mounts",
+			edit:   editRealMounts,
+			script: "touch /x /vol/x /ro/x /ro/sub/x /rw/x /etc/hosts /dev/shm/x\nls /vol /ro/sub /rw\nhead -1 /etc/hosts\n",
+			want: "touch: /x: Read-only file system\ntouch: /ro/x: Read-only file system\ntouch: /etc/hosts: Read-only file system\n" +
+				"/ro/sub:\nx\n\n/rw:\nx\n\n/vol:\nx\n127.0.0.1 localhost\n",
+		},
+		{
+			name: "privileged",
+			edit: func(_ *testing.T, in *Input) {
+				editPrivileged(in)
+				in.Devices = []Device{{LinuxDevice: specs.LinuxDevice{Path: "/dev/extra", Type: "c", Major: 1, Minor: 5}}}
+			},
+			script: "grep -c '^Seccomp:.0' /proc/$$/status\nhead -c 2 /dev/extra | wc -c\n" +
+				"grep -cE ' /sys/fs/cgroup ro,| /sys ro,' /proc/self/mountinfo\n",
+			want: "1\n2\n0\n",
+		},
+		{
+			name: "device",
+			edit: func(_ *testing.T, in *Input) {
+				security(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"SYSLOG"}}
+				in.Devices = []Device{{Access: "r", LinuxDevice: specs.LinuxDevice{Path: "/dev/log", Type: "c", Major: 1, Minor: 11}}}
+			},
+			script: "head -c 0 /dev/log && echo read\n(echo > /dev/log) 2>/dev/null || echo not written\n",
+			want:   "read\nnot written\n",
+		},
+		{
+			name:   "limits",
+			edit:   func(_ *testing.T, in *Input) { editResources(in) },
+			script: "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max\n",
+			want:   "67108864\n",
+		},
+	}
+}
+
+// TestRuntimes shows that the runtimes at hand accept what Build makes, and do what it says.
+func TestRuntimes(t *testing.T) {
+	if os.Getenv(insideEnv) == "" {
+		rerunInside(t)
+		return
+	}
+	host := realHost(t)
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			binary, err := exec.LookPath(name)
+			if err != nil {
+				skip(t, name+" is not installed")
+			}
+			for _, tr := range slices.Concat(processTrials(), hostTrials()) {
+				t.Run(tr.name, func(t *testing.T) { try(t, tr, binary, host) })
+			}
+			t.Run("pause", func(t *testing.T) { testPause(t, binary, host) })
+		})
+	}
+}
+
+func try(t *testing.T, tr trial, binary string, host fact.Host) {
+	in := realInput(t, host)
+	tr.edit(t, &in)
+	in.Config.Command = []string{"/bin/sh", "-c", "exec 2>&1\n" + tr.script}
+	if err := ValidateContainer(in.Config, in.Pod.Config); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, binary, s); got != tr.want {
+		t.Errorf("the container printed\n%s\nwant\n%s", got, tr.want)
+	}
+}
+
+func testPause(t *testing.T, binary string, host fact.Host) {
+	in := realInput(t, host)
+	script := "#!/bin/sh\nexec 2>&1\n" + credentials + "touch /x\necho pid $$\nls /sys\n"
+	if err := os.WriteFile(filepath.Join(in.Rootfs, "pause"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := BuildPause(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := " 65535 65535 65535 65535\n"
+	want := "Uid:" + ids + "Gid:" + ids + "Groups: 65535 \nCapInh: " + noMask + "\nCapPrm: " + noMask + "\nCapEff: " + noMask +
+		"\nCapBnd: " + noMask + "\nCapAmb: " + noMask + "\nNoNewPrivs: 1\nSeccomp: 0\ntouch: /x: Read-only file system\npid 1\n"
+	if got := run(t, binary, s); got != want {
+		t.Errorf("the pause printed\n%s\nwant\n%s", got, want)
+	}
+	left, err := os.ReadDir(filepath.Join(in.Rootfs, "dev"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("the runtime left %v in the shared root's /dev (%v)", left, err)
+	}
+}
+
+// run runs s to its end and answers what it printed.
+func run(t *testing.T, binary string, s *specs.Spec) string {
+	t.Helper()
+	bundle, id := t.TempDir(), "crid-test-"+strconv.Itoa(os.Getpid())
+	config, err := Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "--root", t.TempDir(), "run", "--bundle", bundle, id)
+	cmd.WaitDelay = time.Second
+	var out, problems bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &problems
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if problems.Len() > 0 {
+		t.Fatalf("%s: %s\n%s", binary, problems.String(), config)
+	}
+	return out.String()
+}
+
+// rerunInside runs the calling test again, as root in mount, network, IPC and UTS namespaces of its own.
+func rerunInside(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "not root")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.WaitDelay = time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Pdeathsig:    syscall.SIGKILL,
+	}
+	out, err := cmd.CombinedOutput()
+	t.Logf("inside:\n%s", out)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// skip leaves a test out for a reason, unless the environment demands all of them.
+func skip(t *testing.T, reason string) {
+	t.Helper()
+	if os.Getenv("CRID_TEST_ROOT") == "1" {
+		t.Fatalf("CRID_TEST_ROOT=1, but %s", reason)
+	}
+	t.Skip(reason)
+}
+
+// realHost looks at this machine as far as Build asks.
+func realHost(t *testing.T) fact.Host {
+	t.Helper()
+	host := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "memory"}}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		host.Cgroup = fact.CgroupHybrid
+		hideUnified(t)
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, mask, _ := strings.Cut(string(status), "CapEff:\t")
+	caps, err := strconv.ParseUint(mask[:16], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host.RaiseLimits = caps&(1<<unix.CAP_SYS_RESOURCE) != 0
+	return host
+}
+
+// hideUnified takes the empty v2 hierarchy of a hybrid host away: crun 1.8 refuses such hosts. A tmpfs takes its
+// place, because crun then keeps files under that mount point, which would stay in the host's own directory.
+func hideUnified(t *testing.T) {
+	t.Helper()
+	const unified = "/sys/fs/cgroup/unified"
+	if err := unix.Unmount(unified, unix.MNT_DETACH); err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+			return // cgroup v1 alone
+		}
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", unified, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// realInput is an example on a root filesystem of this machine's busybox, in the test's own namespaces.
+func realInput(t *testing.T, host fact.Host) Input {
+	t.Helper()
+	parent := fmt.Sprintf("/crid-test-%d-spec", os.Getpid())
+	t.Cleanup(func() { removeCgroups(t, parent) })
+	dir := t.TempDir()
+	in := example()
+	in.Host, in.Rootfs, in.Cgroup = host, makeRootfs(t), parent+"/crid-c0ffee"
+	in.Config.Linux.Resources.MemoryLimitInBytes = 128 << 20
+	in.Pod.NetNS, in.Pod.IPCNS, in.Pod.UTSNS, in.Pod.Shm = "", "", "", t.TempDir()
+	for name, file := range map[string]*string{
+		"hostname": &in.Pod.HostnameFile, "resolv.conf": &in.Pod.ResolvConf, "hosts": &in.Pod.Hosts,
+	} {
+		*file = filepath.Join(dir, name)
+		if err := os.WriteFile(*file, []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return in
+}
+
+func editRealMounts(t *testing.T, in *Input) {
+	dir := filepath.Dir(in.Pod.Hosts)
+	sub := filepath.Join(dir, "ro", "sub")
+	for _, d := range []string{sub, filepath.Join(dir, "rw"), filepath.Join(dir, "vol")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("tmpfs", sub, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(sub, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for name, readonly := range map[string]bool{"ro": true, "rw": false} {
+		m := &runtime.Mount{ContainerPath: "/" + name, HostPath: filepath.Join(dir, name), Readonly: readonly}
+		in.Config.Mounts = append(in.Config.Mounts, m)
+		in.Mounts = append(in.Mounts, Mount{Mount: m, Source: m.HostPath})
+	}
+	in.Volumes = []Volume{{Source: filepath.Join(dir, "vol"), Destination: "/vol"}}
+	security(in).ReadonlyRootfs = true
+}
+
+// makeRootfs copies the machine's busybox and the libraries it is linked with.
+func makeRootfs(t *testing.T) string {
+	t.Helper()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		skip(t, "busybox is not installed")
+	}
+	root := t.TempDir()
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp", "ro", "rw", "vol"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	libs, err := exec.Command("ldd", busybox).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copyFile(t, busybox, filepath.Join(root, "bin", "busybox"))
+	for _, word := range strings.Fields(string(libs)) {
+		if filepath.IsAbs(word) {
+			copyFile(t, word, filepath.Join(root, word))
+		}
+	}
+	for _, applet := range strings.Fields("sh cat chmod grep head ls mknod touch tr wc secret") {
+		if err := os.Link(filepath.Join(root, "bin", "busybox"), filepath.Join(root, "bin", applet)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// removeCgroups removes an empty parent from every hierarchy.
+func removeCgroups(t *testing.T, parent string) {
+	t.Helper()
+	for _, glob := range []string{"/sys/fs/cgroup" + parent, "/sys/fs/cgroup/*" + parent} {
+		found, err := filepath.Glob(glob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range found {
+			if strings.HasPrefix(d, "/sys/fs/cgroup/unified/") {
+				continue // the tmpfs of hideUnified
+			}
+			if err := os.Remove(d); err != nil {
+				t.Errorf("left behind: %v", err)
+			}
+		}
+	}
+}
+
+// forbid is a profile that lets everything pass but the named calls, which answer ENOSYS.
+func forbid(calls ...string) *specs.LinuxSeccomp {
+	enosys := uint(unix.ENOSYS)
+	return &specs.LinuxSeccomp{
+		DefaultAction: specs.ActAllow,
+		Syscalls:      []specs.LinuxSyscall{{Names: calls, Action: specs.ActErrno, ErrnoRet: &enosys}},
+	}
+}
+
+// ownOpenFiles is what `ulimit -n` has to print in a container that got no limits of its own. The Go runtime
+// raises the soft limit of a test to the hard one, and gives the old one back to what it starts.
+func ownOpenFiles() string {
+	out, err := exec.Command("sh", "-c", "ulimit -n").Output()
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSpace(string(out))
+}

@@ -1,0 +1,237 @@
+package spec
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+// refused checks that err has the kind and tells the words.
+func refused(t *testing.T, err, kind error, words string) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Fatalf("got %v, want an error of kind %q", err, kind)
+	}
+	if !strings.Contains(err.Error(), words) {
+		t.Errorf("error %q does not tell %q", err, words)
+	}
+}
+
+func TestBuildRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		kind  error
+		words string
+		edit  func(*Input)
+	}{
+		{"no command anywhere", errdef.Invalid, "registry.example/web:1", func(in *Input) { in.Image = imgspec.ImageConfig{} }},
+		{"capability that the host lacks", errdef.Unsupported, "CAP_SYS_RESOURCE", func(in *Input) {
+			in.Host.RaiseLimits = false
+			security(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_RESOURCE"}}
+		}},
+		{"unknown capability", errdef.Invalid, `drop_capabilities: unknown capability "FLY"`, func(in *Input) {
+			security(in).Capabilities = &runtime.Capability{DropCapabilities: []string{"FLY"}}
+		}},
+		{"recursive read-only without the feature", errdef.Unsupported, "RROUnsupported: mounts[0] (/x)", func(in *Input) {
+			in.Mounts = []Mount{{Mount: &runtime.Mount{ContainerPath: "/x", Readonly: true, RecursiveReadOnly: true}}}
+		}},
+		{"unknown propagation", errdef.Invalid, "mounts[0] (/x): propagation", func(in *Input) {
+			in.Mounts = []Mount{{Mount: &runtime.Mount{ContainerPath: "/x", Propagation: 7}}}
+		}},
+		{"pod without shared PID namespace", errdef.WrongState, "c0ffee", func(in *Input) {
+			security(in).NamespaceOptions.Pid = runtime.NamespaceMode_POD
+		}},
+		{"unknown target", errdef.WrongState, "target", func(in *Input) {
+			security(in).NamespaceOptions.Pid = runtime.NamespaceMode_TARGET
+		}},
+		{"malformed glob", errdef.Invalid, "allowed_annotations", func(in *Input) {
+			in.AllowedAnnotations = []string{"[a"}
+			in.Config.Annotations = map[string]string{"x": "y"}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in := example()
+			tc.edit(&in)
+			_, err := Build(in)
+			refused(t, err, tc.kind, tc.words)
+		})
+	}
+}
+
+func TestBuildAppliesEditsInOrder(t *testing.T) {
+	name := func(s string) Edit {
+		return func(c *specs.Spec) error { c.Hostname += s; return nil }
+	}
+	s, err := Build(example(), name("a"), name("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Hostname != "ab" {
+		t.Errorf("hostname %q after the edits, want ab", s.Hostname)
+	}
+	_, err = Build(example(), func(*specs.Spec) error { return errdef.NotFound })
+	refused(t, err, errdef.NotFound, "c0ffee")
+}
+
+func TestProcessArgs(t *testing.T) {
+	image := imgspec.ImageConfig{Entrypoint: []string{"entry"}, Cmd: []string{"cmd"}}
+	for _, tc := range []struct {
+		command, args []string
+		image         imgspec.ImageConfig
+		want          string
+	}{
+		{nil, nil, image, "entry cmd"},
+		{nil, []string{"a"}, image, "entry a"},
+		{[]string{"c"}, nil, image, "c"},
+		{[]string{"c"}, []string{"a"}, image, "c a"},
+		{nil, nil, imgspec.ImageConfig{Cmd: []string{"cmd"}}, "cmd"},
+		{nil, []string{"a"}, imgspec.ImageConfig{}, "a"},
+	} {
+		got, err := processArgs(&runtime.ContainerConfig{Command: tc.command, Args: tc.args}, tc.image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("command %q args %q: got %q, want %q", tc.command, tc.args, got, tc.want)
+		}
+	}
+}
+
+func TestSharedPIDOfAHostPIDPodIsTheHosts(t *testing.T) {
+	in := example()
+	in.Pod.Config.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{
+		NamespaceOptions: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_NODE}}}
+	security(&in).NamespaceOptions.Pid = runtime.NamespaceMode_POD
+	s, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace }) {
+		t.Errorf("namespaces %v hold a PID namespace", s.Linux.Namespaces)
+	}
+}
+
+func TestMarshalIsValidUTF8(t *testing.T) {
+	b, err := Marshal(&specs.Spec{Process: &specs.Process{Env: []string{"A=x\xffy", "B=\u20ac"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back specs.Spec
+	if err := json.Unmarshal(b, &back); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"A=x\ufffdy", "B=\u20ac"}; !slices.Equal(back.Process.Env, want) {
+		t.Errorf("environment %q, want %q", back.Process.Env, want)
+	}
+}
+
+func TestSpecVersion(t *testing.T) {
+	for theirs, want := range map[string]string{
+		"": oldestVersion, "unknown": oldestVersion, "1.0": oldestVersion,
+		"1.0.0": "1.0.0", "1.0.2-dev": "1.0.2-dev", "1.1.0": "1.1.0", "1.10.0": specs.Version, "9.0.0": specs.Version,
+		specs.Version: specs.Version,
+	} {
+		if got := specVersion(fact.Handler{SpecVersion: theirs}); got != want {
+			t.Errorf("for a runtime that accepts %q: %q, want %q", theirs, got, want)
+		}
+	}
+}
+
+func TestResourcesLeaveOutWhatIsNotSpecified(t *testing.T) {
+	host := fact.Host{Controllers: []string{"cpu", "cpuset", "memory", "hugetlb"}}
+	if r := Resources(nil, host); r.Memory != nil || r.CPU != nil || r.Unified != nil || r.HugepageLimits != nil {
+		t.Errorf("resources of nothing: %+v", r)
+	}
+	r := Resources(&runtime.LinuxContainerResources{CpusetCpus: "1"}, host)
+	if r.Memory != nil || r.CPU.Shares != nil || r.CPU.Quota != nil || r.CPU.Cpus != "1" {
+		t.Errorf("an update of the cpuset alone: %+v", r.CPU)
+	}
+	r = Resources(&runtime.LinuxContainerResources{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 30}, host)
+	if *r.Memory.Limit != 10 || *r.Memory.Swap != 30 {
+		t.Errorf("memory %d, memory and swap %d, want 10 and 30", *r.Memory.Limit, *r.Memory.Swap)
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	for _, tc := range []struct {
+		cri   runtime.Signal
+		image string
+		want  syscall.Signal
+	}{
+		{0, "", syscall.SIGTERM},
+		{0, "SIGQUIT", syscall.SIGQUIT},
+		{0, "quit", syscall.SIGQUIT},
+		{0, "3", syscall.SIGQUIT},
+		{0, "RTMIN", 34},
+		{0, "SIGRTMIN+3", 37},
+		{0, "rtmax-1", 63},
+		{0, "SIGPOLL", syscall.SIGIO},
+		{runtime.Signal_SIGNAL_SIGUSR1, "SIGQUIT", syscall.SIGUSR1},
+		{runtime.Signal_SIGNAL_SIGRTMINPLUS15, "", 49},
+		{runtime.Signal_SIGNAL_SIGRTMAXMINUS14, "", 50},
+		{runtime.Signal_SIGNAL_SIGRTMAX, "nonsense", 64},
+	} {
+		got, err := StopSignal(&runtime.ContainerConfig{StopSignal: tc.cri}, imgspec.ImageConfig{StopSignal: tc.image})
+		if err != nil || got != tc.want {
+			t.Errorf("stop_signal %v, image %q: got %d, %v, want %d", tc.cri, tc.image, got, err, tc.want)
+		}
+	}
+	for _, bad := range []string{"0", "65", "-1", "SIG", "RT", "RTMIN-1", "RTMAX+1", "RTMIN3", "RTMIN+31", "TERM ", "SIGSIGTERM"} {
+		_, err := StopSignal(&runtime.ContainerConfig{}, imgspec.ImageConfig{StopSignal: bad})
+		refused(t, err, errdef.Invalid, bad)
+	}
+}
+
+func TestEverySignalOfTheCRIIsKnown(t *testing.T) {
+	second := map[runtime.Signal]runtime.Signal{
+		runtime.Signal_SIGNAL_SIGCLD:  runtime.Signal_SIGNAL_SIGCHLD,
+		runtime.Signal_SIGNAL_SIGIOT:  runtime.Signal_SIGNAL_SIGABRT,
+		runtime.Signal_SIGNAL_SIGPOLL: runtime.Signal_SIGNAL_SIGIO,
+	}
+	for n := range runtime.Signal_name {
+		s := runtime.Signal(n)
+		if s == runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
+			continue
+		}
+		sig, err := parseSignal(criSignalName(s))
+		if err != nil {
+			t.Errorf("%v: %v", s, err)
+			continue
+		}
+		want := s
+		if first, ok := second[s]; ok {
+			want = first
+		}
+		if got := CRISignal(sig); got != want {
+			t.Errorf("%v is signal %d, which is reported as %v", s, sig, got)
+		}
+	}
+	if got := CRISignal(33); got != runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
+		t.Errorf("signal 33 is reported as %v", got)
+	}
+}
+
+func FuzzSignal(f *testing.F) {
+	for _, s := range []string{"TERM", "SIGRTMIN+3", "RTMAX-1", "15", "RT", "", "SIG"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		sig, err := parseSignal(s)
+		switch {
+		case err != nil && !errors.Is(err, errdef.Invalid):
+			t.Errorf("%q: error %v is not Invalid", s, err)
+		case err == nil && (sig < 1 || sig > sigrtmax):
+			t.Errorf("%q is signal %d", s, sig)
+		}
+	})
+}

@@ -1,0 +1,124 @@
+package spec
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// accounts are those of an image with the users root, web and a few broken ones.
+func accounts() Accounts {
+	return Accounts{
+		Passwd: []byte("root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n" +
+			"nohome:x:1002:1002:::\nbroken:x:-5:0::/:\nhuge:x:1:99999999999999999999::/:\n"),
+		Group: []byte("root:x:0:root\nweb:x:1000:\nextra:x:50000:web,other\ndisk:x:6:web\nbad:x:-1:nohome\n"),
+	}
+}
+
+func id(v int64) *runtime.Int64Value { return &runtime.Int64Value{Value: v} }
+
+func TestResolveUser(t *testing.T) {
+	type sc = runtime.LinuxContainerSecurityContext
+	strict := runtime.SupplementalGroupsPolicy_Strict
+	for _, tc := range []struct {
+		name  string
+		sc    *sc
+		image string
+		want  User
+	}{
+		{"nothing", nil, "", User{Additional: []uint32{0}, Home: "/root"}},
+		{"image uid without account", nil, "4711", User{UID: 4711, Additional: []uint32{0}, Home: "/"}},
+		{"image name", nil, "web", User{UID: 1000, GID: 1000, Additional: []uint32{6, 1000, 50000}, Home: "/home/web"}},
+		{"image uid with account", nil, "1000", User{UID: 1000, GID: 1000, Additional: []uint32{6, 1000, 50000}, Home: "/home/web"}},
+		{"image name and group", nil, "web:extra", User{UID: 1000, GID: 50000, Additional: []uint32{6, 50000}, Home: "/home/web"}},
+		{"image uid and gid", nil, "7:8", User{UID: 7, GID: 8, Additional: []uint32{8}, Home: "/"}},
+		{"image group alone", nil, ":8", User{GID: 8, Additional: []uint32{0, 8}, Home: "/root"}},
+		{"CRI uid beats the image's user and group", &sc{RunAsUser: id(1001)}, "web:extra", User{UID: 1001, Additional: []uint32{0}, Home: "/"}},
+		{"CRI uid 0 beats the image", &sc{RunAsUser: id(0)}, "web", User{Additional: []uint32{0}, Home: "/root"}},
+		{"CRI name", &sc{RunAsUsername: "web"}, "", User{UID: 1000, GID: 1000, Additional: []uint32{6, 1000, 50000}, Home: "/home/web"}},
+		{"CRI uid and gid", &sc{RunAsUser: id(1001), RunAsGroup: id(1002)}, "", User{UID: 1001, GID: 1002, Additional: []uint32{1002}, Home: "/"}},
+		{"merge", &sc{SupplementalGroups: []int64{1234, 1234}}, "1000", User{UID: 1000, GID: 1000, Additional: []uint32{6, 1000, 1234, 50000}, Home: "/home/web"}},
+		{"strict", &sc{SupplementalGroups: []int64{1234}, SupplementalGroupsPolicy: strict}, "1000", User{UID: 1000, GID: 1000, Additional: []uint32{1000, 1234}, Home: "/home/web"}},
+		{"no home", &sc{SupplementalGroupsPolicy: strict}, "nohome", User{UID: 1002, GID: 1002, Additional: []uint32{1002}, Home: "/"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := ResolveUser(accounts(), tc.sc, tc.image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(tc.want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestResolveUserWithoutFiles(t *testing.T) {
+	got, err := ResolveUser(Accounts{}, nil, "1:2")
+	if d := cmp.Diff(User{UID: 1, GID: 2, Additional: []uint32{2}, Home: "/"}, got); err != nil || d != "" {
+		t.Errorf("%v %s", err, d)
+	}
+}
+
+func TestResolveUserRefuses(t *testing.T) {
+	type sc = runtime.LinuxContainerSecurityContext
+	for _, tc := range []struct {
+		name  string
+		sc    *sc
+		image string
+		kind  error
+		words string
+	}{
+		{"unknown name", nil, "ghost", errdef.NotFound, `user "ghost"`},
+		{"unknown group", nil, "web:ghosts", errdef.NotFound, `group "ghosts"`},
+		{"unknown CRI name", &sc{RunAsUsername: "ghost"}, "web", errdef.NotFound, `user "ghost"`},
+		{"negative uid", nil, "-1", errdef.Invalid, `user "-1"`},
+		{"uid beyond range", nil, "4294967296", errdef.Invalid, "4294967296"},
+		{"gid beyond range", nil, "7:99999999999999999999", errdef.Invalid, "99999999999999999999"},
+		{"account with a negative uid", nil, "broken", errdef.Invalid, `"broken"`},
+		{"account with a huge gid", nil, "huge", errdef.Invalid, `"huge"`},
+		{"member of a group with a negative gid", nil, "nohome", errdef.Invalid, `"bad"`},
+		{"group without user", &sc{RunAsGroup: id(5)}, "web", errdef.Invalid, "run_as_group needs"},
+		{"uid and name", &sc{RunAsUser: id(5), RunAsUsername: "web"}, "", errdef.Invalid, "exclude each other"},
+		{"negative CRI uid", &sc{RunAsUser: id(-5)}, "", errdef.Invalid, "run_as_user: -5"},
+		{"CRI gid beyond range", &sc{RunAsUser: id(5), RunAsGroup: id(1 << 31)}, "", errdef.Invalid, "run_as_group: 2147483648"},
+		{"supplemental group beyond range", &sc{SupplementalGroups: []int64{1, -2}}, "", errdef.Invalid, "supplemental_groups[1]"},
+		{"unknown policy", &sc{SupplementalGroupsPolicy: 9}, "", errdef.Invalid, "supplemental_groups_policy"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := ResolveUser(accounts(), tc.sc, tc.image)
+			refused(t, err, tc.kind, tc.words)
+		})
+	}
+	long := Accounts{Passwd: []byte("x:" + strings.Repeat("y", 1<<20) + ":1:1::/:\n")}
+	_, err := ResolveUser(long, nil, "x")
+	refused(t, err, errdef.Invalid, "/etc/passwd")
+}
+
+func FuzzResolveUser(f *testing.F) {
+	a := accounts()
+	for _, u := range []string{"", "web", "1000:extra", ":", "-1", "broken", "nohome:0"} {
+		f.Add(a.Passwd, a.Group, u)
+	}
+	f.Fuzz(func(t *testing.T, passwd, group []byte, imageUser string) {
+		u, err := ResolveUser(Accounts{Passwd: passwd, Group: group}, nil, imageUser)
+		if err != nil {
+			if !errors.Is(err, errdef.Invalid) && !errors.Is(err, errdef.NotFound) {
+				t.Errorf("error %v is neither Invalid nor NotFound", err)
+			}
+			return
+		}
+		if u.UID > maxID || u.GID > maxID || !slices.IsSorted(u.Additional) || !slices.Contains(u.Additional, u.GID) {
+			t.Errorf("user %+v", u)
+		}
+		if !strings.HasPrefix(u.Home, "/") {
+			t.Errorf("home %q", u.Home)
+		}
+	})
+}
