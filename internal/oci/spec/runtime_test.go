@@ -100,6 +100,18 @@ func hostTrials() []trial {
 				"/ro/sub:\nx\n\n/rw:\nx\n\n/vol:\nx\n127.0.0.1 localhost\n",
 		},
 		{
+			name: "recursive read-only",
+			edit: func(t *testing.T, in *Input) {
+				editRealMounts(t, in)
+				in.Handler.RecursiveReadOnly = true
+				for _, m := range in.Config.Mounts {
+					m.RecursiveReadOnly = m.Readonly
+				}
+			},
+			script: "touch /ro/sub/x /rw/x\n",
+			want:   "touch: /ro/sub/x: Read-only file system\n",
+		},
+		{
 			name: "privileged",
 			edit: func(_ *testing.T, in *Input) {
 				editPrivileged(in)
@@ -144,6 +156,7 @@ func TestRuntimes(t *testing.T) {
 				t.Run(tr.name, func(t *testing.T) { try(t, tr, binary, host) })
 			}
 			t.Run("pause", func(t *testing.T) { testPause(t, binary, host) })
+			t.Run("propagation", func(t *testing.T) { testPropagation(t, binary, host) })
 		})
 	}
 }
@@ -183,6 +196,51 @@ func testPause(t *testing.T, binary string, host fact.Host) {
 	left, err := os.ReadDir(filepath.Join(in.Rootfs, "dev"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("the runtime left %v in the shared root's /dev (%v)", left, err)
+	}
+}
+
+// testPropagation has a container mount something under a shared, a slave and a private mount: only what is under
+// the shared one appears outside.
+func testPropagation(t *testing.T, binary string, host fact.Host) {
+	in := realInput(t, host)
+	editPrivileged(&in)
+	source := t.TempDir()
+	if err := errors.Join(unix.Mount("tmpfs", source, "tmpfs", 0, ""), unix.Mount("", source, "", unix.MS_SHARED, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(source, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	script := "exec 2>&1\n"
+	for _, mode := range []runtime.MountPropagation{0, 1, 2} {
+		dir := filepath.Join(source, mode.String())
+		if err := os.MkdirAll(filepath.Join(dir, "in"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		m := &runtime.Mount{ContainerPath: "/" + mode.String(), HostPath: dir, Propagation: mode}
+		in.Config.Mounts = append(in.Config.Mounts, m)
+		in.Mounts = append(in.Mounts, Mount{Mount: m, Source: dir})
+		script += "mount -t tmpfs made /" + mode.String() + "/in\n"
+	}
+	in.Config.Command = []string{"/bin/sh", "-c", script}
+	s, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, binary, s); got != "" {
+		t.Fatalf("the container printed %s", got)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for mode, name := range runtime.MountPropagation_name {
+		want := mode == int32(runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL)
+		if got := bytes.Contains(mounts, []byte(filepath.Join(source, name, "in")+" ")); got != want {
+			t.Errorf("%s: a mount made in the container is seen outside: %t, want %t", name, got, want)
+		}
 	}
 }
 
@@ -354,7 +412,7 @@ func makeRootfs(t *testing.T) string {
 			copyFile(t, word, filepath.Join(root, word))
 		}
 	}
-	for _, applet := range strings.Fields("sh cat chmod grep head ls mknod touch tr wc secret") {
+	for _, applet := range strings.Fields("sh cat chmod grep head ls mount touch tr wc secret") {
 		if err := os.Link(filepath.Join(root, "bin", "busybox"), filepath.Join(root, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}
