@@ -17,11 +17,11 @@ const (
 	// maxSend is larger than what the kubelet takes: a list that does not fit there is the client's to
 	// complain of, and crictl may ask for more.
 	maxSend = 64 << 20
-	// stopGrace bounds the end: calls that still run by then are cut off.
-	stopGrace = 10 * time.Second
+	// stopGrace bounds the end: calls that still run by then are cut off. The rooms need the rest of ten seconds.
+	stopGrace = 8 * time.Second
 )
 
-// Serve answers calls on l until ctx ends, then stops in order: streams end first, running calls get ten
+// Serve answers calls on l until ctx ends, then stops in order: streams end first, running calls get eight
 // seconds, the rest is cut off. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/crid/crid/internal/cgroup"
+	"github.com/crid/crid/internal/config"
+	"github.com/crid/crid/internal/container"
+	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/host"
+	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/network"
+	"github.com/crid/crid/internal/ns"
+	"github.com/crid/crid/internal/oci"
+	"github.com/crid/crid/internal/pause"
+	"github.com/crid/crid/internal/sandbox"
+	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/internal/storage"
+)
+
+// keptEvents is how many events a slow reader may fall behind.
+const keptEvents = 4096
+
+// gcTimeout bounds the network's garbage collection at start, behind everything else.
+const gcTimeout = 2 * time.Minute
+
+// rooms is everything that the server stands on.
+type rooms struct {
+	cfg  config.Config
+	log  *slog.Logger
+	host fact.Host
+
+	cgroups    *cgroup.Tree
+	programs   programs
+	events     *event.Bus[event.Event]
+	images     *storage.Images
+	rootfs     *storage.Rootfs
+	network    *network.CNI
+	containers *container.Manager
+	pods       *sandbox.Manager
+
+	warnings []string // of the start, for Status
+	unread   []string // what Load could not make sense of, for Status
+	closers  []closer
+}
+
+// closer ends one room.
+type closer struct {
+	name string
+	end  func(ctx context.Context) error
+}
+
+// openRooms builds all rooms, in the order in which they stand on each other. After an error nothing is left
+// open.
+func openRooms(ctx context.Context, cfg config.Config, log *slog.Logger) (*rooms, error) {
+	r := &rooms{cfg: cfg, log: log, events: event.New[event.Event](keptEvents)}
+	for _, open := range []func(context.Context) error{
+		r.openHost, r.openImages, r.openNetwork, r.openContainers, r.openPods,
+	} {
+		if err := open(ctx); err != nil {
+			return nil, errors.Join(err, r.close(ctx))
+		}
+	}
+	return r, nil
+}
+
+// onClose remembers how a room ends; the last opened ends first.
+func (r *rooms) onClose(name string, end func(ctx context.Context) error) {
+	r.closers = append(r.closers, closer{name, end})
+}
+
+// close ends all rooms. Pods and containers stay. What does not end in time is named and left to the end of
+// the process.
+func (r *rooms) close(ctx context.Context) error {
+	var errs []error
+	for len(r.closers) > 0 {
+		last := r.closers[len(r.closers)-1]
+		r.closers = r.closers[:len(r.closers)-1]
+		if err := last.end(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", last.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// openHost learns what the machine and the programs on it can do.
+func (r *rooms) openHost(ctx context.Context) error {
+	var err error
+	if r.host, err = host.Probe(); err != nil {
+		return err
+	}
+	if r.cgroups, err = cgroup.Open(r.host); err != nil {
+		return err
+	}
+	if r.programs, err = findPrograms(ctx, r.cfg, r.cgroups); err != nil {
+		return err
+	}
+	r.programs.tell(r.log)
+	r.warnings = append(r.warnings, r.programs.warnings...)
+	return nil
+}
+
+func (r *rooms) openImages(context.Context) error {
+	var err error
+	r.images, err = storage.OpenImages(storage.ImagesConfig{
+		Root:              r.cfg.Root,
+		RunRoot:           r.cfg.Runroot,
+		RegistriesConf:    r.cfg.Images.RegistriesConf,
+		RegistriesConfDir: r.cfg.Images.RegistriesConfDir,
+		PolicyPath:        r.cfg.Images.SignaturePolicy,
+		Pinned:            r.cfg.Images.Pinned,
+	})
+	if err != nil {
+		return err
+	}
+	r.onClose("images", func(context.Context) error { return r.images.Close() })
+	r.rootfs, err = storage.OpenRootfs(storage.RootfsConfig{
+		Dir:      filepath.Join(r.cfg.Root, "rootfs"),
+		MountDir: filepath.Join(r.cfg.Runroot, "rootfs"),
+	}, r.images)
+	if err != nil {
+		return err
+	}
+	r.onClose("root filesystems", func(context.Context) error { return r.rootfs.Close() })
+	return nil
+}
+
+func (r *rooms) openNetwork(ctx context.Context) error {
+	r.network = network.New(network.Config{
+		ConfDir:  r.cfg.Network.ConfDir,
+		BinDirs:  r.cfg.Network.BinDirs,
+		CacheDir: filepath.Join(r.cfg.Root, "cni"),
+		Default:  r.cfg.Network.Default,
+	})
+	// Signals end ctx while calls still run; the network is followed until the rooms close.
+	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r.onClose("network", func(context.Context) error { cancel(); return nil })
+	return r.network.Watch(watch)
+}
+
+func (r *rooms) openContainers(context.Context) error {
+	records, err := openRecords[container.Record](r, "containers", container.RecordVersion)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{r.monitorDir(), r.exitDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	launcher := monitor.New(monitor.Config{
+		Path: r.programs.conmon, Dir: r.monitorDir(), ExitDir: r.exitDir(), Explain: oci.Explain,
+	}, r.cgroups)
+	r.onClose("monitors", func(context.Context) error { return launcher.Close() })
+	pauseRoot := filepath.Join(r.cfg.Root, "pause")
+	if err := pause.Install(pauseRoot); err != nil {
+		r.warnings = append(r.warnings, fmt.Sprintf("pods that share their PID namespace cannot run: %v", err))
+	}
+	r.containers = container.New(container.Deps{
+		Handlers: r.programs.handlers,
+		Monitors: monitors{launcher},
+		Rootfs:   r.rootfs,
+		Images:   r.images,
+		Cgroups:  r.cgroups,
+		Records:  records,
+		Events:   r.events,
+		Host:     r.host,
+		Log:      r.log,
+		Options: container.Options{
+			ImageVolumes: r.cfg.Images.ImageVolumes,
+			SeccompDir:   r.cfg.SeccompDir,
+			Roots:        []string{r.cfg.Root, r.cfg.Runroot},
+			PauseRoot:    pauseRoot,
+		},
+	})
+	r.onClose("containers", r.containers.Close)
+	r.images.SetUsers(r.containers.ImageUsers)
+	return nil
+}
+
+func (r *rooms) openPods(context.Context) error {
+	records, err := openRecords[sandbox.Record](r, "pods", sandbox.RecordVersion)
+	if err != nil {
+		return err
+	}
+	tombstones, err := openRecords[sandbox.Tombstone](r, "tombstones", sandbox.TombstoneVersion)
+	if err != nil {
+		return err
+	}
+	files := filepath.Join(r.cfg.Runroot, "pods")
+	if err := makePrivate(files); err != nil {
+		return err
+	}
+	r.onClose("pods' files", func(context.Context) error { return dropPrivate(files) })
+	own, err := r.claimCgroupParent()
+	if err != nil {
+		return err
+	}
+	r.pods = sandbox.New(sandbox.Deps{
+		Config: sandbox.Config{
+			BootID:       r.host.BootID,
+			Sysctls:      pairs(r.cfg.DefaultSysctls),
+			CgroupParent: r.cfg.CgroupParent,
+			OwnParent:    own,
+		},
+		Records:    records,
+		Tombstones: tombstones,
+		Namespaces: ns.New(r.cfg.Network.NetnsDir, filepath.Join(r.cfg.Runroot, "ns")),
+		Network:    r.network,
+		Cgroups:    r.cgroups,
+		Containers: r.containers,
+		Pauses:     pauses{r.containers},
+		Files:      sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"}),
+		Events:     r.events,
+		Log:        r.log,
+	})
+	r.onClose("pods", r.pods.Close)
+	r.containers.OnPauseExit(r.pods.PauseExited)
+	return nil
+}
+
+func (r *rooms) monitorDir() string { return filepath.Join(r.cfg.Runroot, "monitor") }
+func (r *rooms) exitDir() string    { return filepath.Join(r.cfg.Runroot, "exits") }
+
+// openRecords opens the records of one kind below root.
+func openRecords[T any](r *rooms, kind string, version int) (*state.Dir[T], error) {
+	records, err := state.Open[T](filepath.Join(r.cfg.Root, "state", kind), version)
+	if err != nil {
+		return nil, fmt.Errorf("open records of %s: %w", kind, err)
+	}
+	r.onClose("records of "+kind, func(context.Context) error { return records.Close() })
+	return records, nil
+}
+
+// claimCgroupParent tells whether the default cgroup parent is crid's to remove: it is unless it was there
+// before crid first came. A note in runroot keeps that over restarts; a reboot takes both away.
+func (r *rooms) claimCgroupParent() (own bool, err error) {
+	note := filepath.Join(r.cfg.Runroot, "cgroup-parent")
+	said, err := os.ReadFile(note)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("read note: %w", err)
+	}
+	if string(said) == r.cfg.CgroupParent {
+		return true, nil
+	}
+	there, err := r.cgroups.Exists(r.cfg.CgroupParent)
+	if err != nil || there {
+		return false, err
+	}
+	if err := os.WriteFile(note, []byte(r.cfg.CgroupParent), 0o600); err != nil {
+		return false, fmt.Errorf("write note: %w", err)
+	}
+	return true, nil
+}
+
+// load takes up what an earlier crid left. It fails for no single object.
+func (r *rooms) load(ctx context.Context) {
+	for _, err := range append(r.containers.Load(ctx), r.pods.Load(ctx)...) {
+		r.log.Warn("taking up what was there", "err", err)
+		r.unread = append(r.unread, err.Error())
+	}
+	for _, warning := range append(r.images.Warnings(), r.rootfs.Warnings()...) {
+		r.log.Warn(warning)
+	}
+}
+
+// collect removes what nobody has any more, behind everything else.
+func (r *rooms) collect(ctx context.Context) {
+	for _, err := range r.containers.Collect(ctx) {
+		r.log.Warn("collecting what no container has", "err", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
+	defer cancel()
+	if err := r.network.GC(ctx, r.pods.Attachments); err != nil {
+		r.log.Warn("collecting network attachments that no pod has; the next start tries again", "err", err)
+	}
+}
+
+// pairs splits "name=value" entries, whose form was validated.
+func pairs(entries []string) map[string]string {
+	out := make(map[string]string, len(entries))
+	for _, entry := range entries {
+		name, value, _ := strings.Cut(entry, "=")
+		out[name] = value
+	}
+	return out
+}

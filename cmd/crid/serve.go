@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/crid/crid/internal/config"
+	"github.com/crid/crid/server"
+)
+
+// closeGrace is what the rooms have to end, after the server had its own grace: ten seconds together.
+const closeGrace = 2 * time.Second
+
+// serve is the life of the daemon. It returns nil once it was told to end, by SIGTERM or SIGINT.
+func serve(ctx context.Context, cfg config.Config) error {
+	if os.Geteuid() != 0 {
+		return errNotRoot
+	}
+	syscall.Umask(0o022)
+	log, err := newLog(cfg, os.Stderr)
+	if err != nil {
+		return err
+	}
+	adopt(log)
+	ctx, unhook := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer unhook()
+	context.AfterFunc(ctx, unhook) // a second signal ends crid at once
+	return run(ctx, cfg, log)
+}
+
+// run holds the roots for as long as it works in them.
+func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
+	var locks []io.Closer
+	defer func() {
+		for _, l := range locks {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	for _, dir := range []string{cfg.Root, cfg.Runroot} {
+		l, err := lock(dir)
+		if err != nil {
+			return err
+		}
+		locks = append(locks, l)
+	}
+	// Clients may connect from here on; they wait until what was there is known.
+	l, err := listen(ctx, cfg.Socket, 0o660)
+	if err != nil {
+		return err
+	}
+	r, err := openRooms(ctx, cfg, log)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	r.load(ctx)
+	s, err := newServer(r)
+	if err != nil {
+		return errors.Join(err, l.Close(), r.close(ctx))
+	}
+	stopDebug, err := startDebug(ctx, r, s)
+	if err != nil {
+		return errors.Join(err, l.Close(), r.close(ctx))
+	}
+	go r.collect(ctx) // ends with ctx, at the latest
+	notify(log, daemon.SdNotifyReady)
+	log.Info("crid serves", "version", versionString(), "socket", cfg.Socket, "pods", len(r.pods.List()), "containers", len(r.containers.List()))
+	context.AfterFunc(ctx, func() { notify(log, daemon.SdNotifyStopping) })
+	err = s.Serve(ctx, l)
+	log.Info("crid ends; containers stay", "containers", len(r.containers.List()))
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
+	defer cancel()
+	return errors.Join(err, stopDebug(), r.close(end))
+}
+
+// startDebug serves the debug socket, if there is to be one, until the function it returns is called.
+func startDebug(ctx context.Context, r *rooms, s *server.Server) (stop func() error, err error) {
+	if r.cfg.DebugSocket == "" {
+		return func() error { return nil }, nil
+	}
+	l, err := listen(ctx, r.cfg.DebugSocket, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("debug socket: %w", err)
+	}
+	d := debugServer(func() (counts, error) { return r.count(s) })
+	go serveDebug(d, l, func(err error) { r.log.Error("debug socket", "err", err) }) // ends by Close
+	return d.Close, nil
+}
+
+// notify tells systemd, if it started crid.
+func notify(log *slog.Logger, what string) {
+	if _, err := daemon.SdNotify(false, what); err != nil {
+		log.Warn("systemd was not told", "what", what, "err", err)
+	}
+}

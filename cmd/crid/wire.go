@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/config"
+	"github.com/crid/crid/internal/container"
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/sandbox"
+	"github.com/crid/crid/server"
+)
+
+// newServer joins the rooms to a server.
+func newServer(r *rooms) (*server.Server, error) {
+	inForce, err := asJSON(r.cfg)
+	if err != nil {
+		return nil, err
+	}
+	return server.New(server.Deps{
+		Facts:      server.Facts{Version: versionString(), Handlers: r.programs.facts},
+		Pods:       pods{r.pods},
+		Containers: containers{r.containers, r.monitorDir()},
+		Images:     r.images,
+		Rootfs:     r.rootfs,
+		Events:     r.events,
+		Network:    r.network.Condition,
+		Info:       func() map[string]any { return r.info(inForce) },
+		Log:        r.log,
+	}), nil
+}
+
+// info is what Status tells when it is asked for all.
+func (r *rooms) info(inForce any) map[string]any {
+	unread := slices.Clone(r.unread)
+	for _, b := range r.pods.Broken() {
+		unread = append(unread, fmt.Sprintf("pod %s: %v", b.PodID, b.Err))
+	}
+	return map[string]any{
+		"config":     inForce,
+		"handlers":   r.programs.facts,
+		"host":       r.host,
+		"warnings":   listed(slices.Concat(r.warnings, r.images.Warnings(), r.rootfs.Warnings())),
+		"operations": map[string]any{"pods": listed(r.pods.InFlight()), "containers": listed(r.containers.InFlight())},
+		"tombstones": listed(r.pods.Tombstones()),
+		"unreadable": listed(unread),
+	}
+}
+
+// listed is the list as JSON shows it to people: [] rather than null.
+func listed[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+// asJSON is the configuration under the names that crid.toml has for its options.
+func asJSON(cfg config.Config) (any, error) {
+	text, err := toml.Marshal(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	values := map[string]any{}
+	if err := toml.Unmarshal(text, &values); err != nil {
+		return nil, fmt.Errorf("decode configuration: %w", err)
+	}
+	return values, nil
+}
+
+// count counts for the debug socket.
+func (r *rooms) count(s *server.Server) (counts, error) {
+	now, err := ownCounts()
+	now.Pods, now.Containers, now.InFlight = len(r.pods.List()), len(r.containers.List()), s.Active()
+	return now, err
+}
+
+// pods is the room of pods as the server asks for it: by id.
+type pods struct{ m *sandbox.Manager }
+
+func (a pods) Run(ctx context.Context, key sandbox.Key, cfg *runtime.PodSandboxConfig, handler string) (server.Pod, error) {
+	p, err := a.m.Run(ctx, key, cfg, handler)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (a pods) Stop(ctx context.Context, id string) error {
+	p, err := a.m.Get(id)
+	if err != nil {
+		return err
+	}
+	return a.m.Stop(ctx, p)
+}
+
+func (a pods) Remove(ctx context.Context, id string) error {
+	p, err := a.m.Get(id)
+	if err != nil {
+		return err
+	}
+	return a.m.Remove(ctx, p)
+}
+
+func (a pods) Get(id string) (server.Pod, error) {
+	p, err := a.m.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (a pods) List() []server.Pod {
+	var all []server.Pod
+	for _, p := range a.m.List() {
+		all = append(all, p)
+	}
+	return all
+}
+
+// containers is the room of containers as the server asks for it.
+type containers struct {
+	m   *container.Manager
+	dir string // of the monitors: a container's bundle is the directory of its id
+}
+
+// entry is a container whose Exec answers in the server's words.
+type entry struct{ *container.Container }
+
+func (c entry) Exec(ctx context.Context, cmd []string, timeout time.Duration, limit int) (server.ExecResult, error) {
+	result, err := c.Container.Exec(ctx, cmd, timeout, limit)
+	return server.ExecResult(result), err
+}
+
+func (a containers) Create(ctx context.Context, r container.Request) (server.Container, error) {
+	c, err := a.m.Create(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return entry{c}, nil
+}
+
+func (a containers) Get(id string) (server.Container, error) {
+	c, err := a.m.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return entry{c}, nil
+}
+
+func (a containers) List() []server.Container              { return entries(a.m.List()) }
+func (a containers) OfPod(podID string) []server.Container { return entries(a.m.OfPod(podID)) }
+
+func entries(list []*container.Container) []server.Container {
+	all := make([]server.Container, 0, len(list))
+	for _, c := range list {
+		all = append(all, entry{c})
+	}
+	return all
+}
+
+func (a containers) Spec(id string) ([]byte, error) {
+	raw, err := os.ReadFile(filepath.Join(a.dir, id, "config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("configuration of container %s: %w", id, errdef.NotFound)
+	}
+	return raw, err
+}
+
+// monitors is the room of monitors as containers ask for it.
+type monitors struct{ *monitor.Launcher }
+
+func (a monitors) Start(ctx context.Context, s monitor.Spec) (container.Process, monitor.Ref, error) {
+	p, err := a.Launcher.Start(ctx, s)
+	if err != nil {
+		return nil, monitor.Ref{}, err
+	}
+	return p, p.Ref(), nil
+}
+
+func (a monitors) Open(id string, ref monitor.Ref) (container.Process, error) {
+	p, err := a.Launcher.Open(id, ref)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// pauses is the room of containers as pods ask for the process that holds their PID namespace.
+type pauses struct{ m *container.Manager }
+
+func (a pauses) Start(ctx context.Context, env spec.PodEnv) (string, error) {
+	return a.m.StartPause(ctx, env)
+}
+
+func (a pauses) Find(podID string) (sandbox.Pause, bool) {
+	pidns, started, dead := a.m.FindPause(podID)
+	return sandbox.Pause{PIDNS: pidns, Dead: dead}, started
+}
