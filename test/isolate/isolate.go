@@ -131,12 +131,29 @@ func mounts(scratch string) error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
 	}
-	if err := unix.Unmount("/sys/fs/cgroup/unified", 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount the empty v2 hierarchy: %w", err)
+	if err := hideUnified(); err != nil {
+		return err
 	}
 	// Shared, as a host's mounts are, so that propagation into containers can be tested.
 	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("share mounts: %w", err)
+	}
+	return nil
+}
+
+// hideUnified takes the v2 hierarchy of a hybrid host out of sight. A tmpfs of its own lies in its place then:
+// runtimes make directories there, which would land in the host's tmpfs beneath.
+func hideUnified() error {
+	const dir = "/sys/fs/cgroup/unified"
+	err := unix.Unmount(dir, 0)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // not a hybrid host
+	}
+	if err == nil {
+		err = unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755")
+	}
+	if err != nil {
+		return fmt.Errorf("hide %s: %w", dir, err)
 	}
 	return nil
 }
