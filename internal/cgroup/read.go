@@ -17,7 +17,7 @@ import (
 )
 
 // Pids returns, sorted, the processes in the cgroup at path and below it, in any hierarchy. A cgroup that does not
-// exist has none. A process that lives outside crid's PID namespace appears as 0.
+// exist has none. A process that lives outside crid's PID namespace appears as 0 on v2 and not at all on v1.
 func (t *Tree) Pids(path string) ([]int, error) {
 	cleaned, err := cleanGroup(path)
 	if err != nil {

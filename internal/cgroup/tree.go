@@ -78,7 +78,7 @@ func choose(mounts []*mountinfo.Info, host fact.Host) []hierarchy {
 		case fact.CgroupHybrid:
 			wanted = wanted || h.unified
 		case fact.CgroupV2:
-			wanted, h.controllers = h.unified, host.Controllers
+			wanted, h.controllers = h.unified && h.dir == mountRoot, host.Controllers
 		}
 		device := [2]int{m.Major, m.Minor}
 		if wanted && !seen[device] {

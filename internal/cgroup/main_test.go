@@ -1,0 +1,224 @@
+package cgroup
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/fact"
+)
+
+const (
+	// private marks the run in which the mounts are the tests' own.
+	private = "CRID_CGROUP_TEST_PRIVATE"
+	// killer makes the test binary a process that kills the cgroup of this name as soon as it reads a line.
+	killer     = "CRID_CGROUP_TEST_KILL"
+	killerMode = "CRID_CGROUP_TEST_KILL_MODE" // v2, or nothing for v1
+)
+
+// TestMain runs the tests a level deeper, in a mount namespace where they can harm nobody.
+func TestMain(m *testing.M) {
+	if os.Getenv(killer) != "" {
+		playKiller()
+		return
+	}
+	if os.Geteuid() != 0 || os.Getenv(private) != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), private+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run the tests in their own namespaces:", err)
+		os.Exit(1)
+	}
+}
+
+// playKiller says what Kill answers to a process in its own place.
+func playKiller() {
+	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	host := fact.Host{Cgroup: fact.CgroupV1, Controllers: controllers}
+	if os.Getenv(killerMode) == "v2" {
+		host = fact.Host{Cgroup: fact.CgroupV2}
+	}
+	var tree *Tree
+	if err == nil {
+		tree, err = Open(host)
+	}
+	if err == nil {
+		err = tree.Kill(ctx, os.Getenv(killer))
+	}
+	fmt.Println(err)
+}
+
+// controllers are all that a test may meet.
+var controllers = []string{"blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids"}
+
+// modes runs a test once for each way of mounting cgroups that this machine can show.
+func modes(t *testing.T, test func(t *testing.T, tree *Tree)) {
+	t.Helper()
+	for _, mode := range []fact.CgroupMode{fact.CgroupV1, fact.CgroupHybrid, fact.CgroupV2} {
+		t.Run(mode.String(), func(t *testing.T) { test(t, open(t, mode)) })
+	}
+}
+
+// open returns the tree of the machine as a host of that mode sees it. It has no controllers on v2: handing those
+// down would change the root cgroup of the machine.
+func open(t *testing.T, mode fact.CgroupMode) *Tree {
+	t.Helper()
+	if os.Getenv(private) == "" {
+		if os.Getenv("CRID_TEST_ROOT") == "1" {
+			t.Fatal("CRID_TEST_ROOT=1 demands this test, and it needs root")
+		}
+		t.Skip("needs root: it makes cgroups")
+	}
+	var root unix.Statfs_t
+	if err := unix.Statfs(mountRoot, &root); err != nil {
+		t.Fatal(err)
+	}
+	host := fact.Host{Cgroup: mode, Controllers: controllers}
+	switch {
+	case mode != fact.CgroupV2 && root.Type == unix.CGROUP2_SUPER_MAGIC:
+		t.Skip("this machine has no cgroup v1")
+	case mode == fact.CgroupHybrid:
+		if _, err := os.Stat(mountRoot + "/unified/cgroup.procs"); err != nil {
+			t.Skip("this machine does not mount v2 beside v1")
+		}
+	case mode == fact.CgroupV2 && root.Type != unix.CGROUP2_SUPER_MAGIC:
+		if err := unix.Mount("cgroup2", mountRoot, "cgroup2", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(mountRoot, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		host.Controllers = nil
+	case mode == fact.CgroupV2:
+		host.Controllers = nil
+	}
+	tree, err := Open(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// parent makes a cgroup for the test and checks at its end that nothing is left in or of it.
+func parent(t *testing.T, tree *Tree) string {
+	t.Helper()
+	path := fmt.Sprintf("/crid-test-%d-%s", os.Getpid(), strings.NewReplacer("/", "-", " ", "_").Replace(t.Name()))
+	if err := tree.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pids, err := tree.Pids(path)
+		if err != nil || len(pids) > 0 {
+			t.Errorf("left behind: processes %v, %v", pids, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := tree.Remove(ctx, path); err != nil {
+			t.Error(err)
+		}
+		for _, h := range tree.hierarchies {
+			if _, err := os.Stat(h.dir + path); !os.IsNotExist(err) {
+				t.Errorf("left behind: %s: %v", h.dir+path, err)
+			}
+		}
+	})
+	return path
+}
+
+func create(t *testing.T, tree *Tree, path ...string) string {
+	t.Helper()
+	joined := filepath.Join(path...)
+	if err := tree.Create(joined); err != nil {
+		t.Fatal(err)
+	}
+	return joined
+}
+
+// child is a foreign process that waits for a line before it does anything.
+type child struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// begin starts cmd. It is killed when the test ends, if it lives.
+func begin(t *testing.T, cmd *exec.Cmd) child {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()         // how, the test has looked at if it cares
+	})
+	return child{cmd, in, bufio.NewReader(out)}
+}
+
+// shell starts a script that says "ready" when it has come to its point, in the cgroup at path, and waits for that.
+func shell(t *testing.T, tree *Tree, path, script string) child {
+	t.Helper()
+	c := begin(t, exec.Command("sh", "-c", "read go\n"+script))
+	if err := tree.Join(path, c.pid()); err != nil {
+		t.Fatal(err)
+	}
+	if said := c.ask(t); said != "ready" {
+		t.Fatalf("the script says %q", said)
+	}
+	return c
+}
+
+func (c child) pid() int { return c.cmd.Process.Pid }
+
+// ask gives the line that the child waits for and returns the line that it answers.
+func (c child) ask(t *testing.T) string {
+	t.Helper()
+	if _, err := io.WriteString(c.in, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	line, err := c.out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// killed waits for the child's end and checks that SIGKILL was its cause.
+func (c child) killed(t *testing.T) {
+	t.Helper()
+	err := c.cmd.Wait()
+	exit := (*exec.ExitError)(nil)
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("process %d ended with %v", c.pid(), err)
+	}
+}
