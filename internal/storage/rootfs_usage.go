@@ -2,12 +2,8 @@ package storage
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"syscall"
 )
 
 // Usage measures what the root filesystem id takes on disk: what its container wrote, with the content of its
@@ -29,42 +25,10 @@ func (r *Rootfs) Total(ctx context.Context) (Usage, error) {
 }
 
 func (r *Rootfs) measure(ctx context.Context, dir string) (Usage, error) {
-	u := Usage{Mountpoint: r.cfg.Dir}
-	type inode struct{ dev, ino uint64 }
-	counted := map[inode]bool{} // of files with several names only
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err != nil {
-			return unmeasurable(err)
-		}
-		info, err := e.Info()
-		if err != nil {
-			return unmeasurable(err)
-		}
-		st := info.Sys().(*syscall.Stat_t)
-		if st.Nlink > 1 && !info.IsDir() {
-			file := inode{uint64(st.Dev), st.Ino}
-			if counted[file] {
-				return nil
-			}
-			counted[file] = true
-		}
-		u.Bytes += uint64(st.Blocks) * 512
-		u.Inodes++
-		return nil
-	})
+	u, err := treeUsage(ctx, dir)
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure %s: %w", dir, err)
 	}
+	u.Mountpoint = r.cfg.Dir
 	return u, nil
-}
-
-// unmeasurable passes over what vanished meanwhile, and what a container nested deeper than a path can say.
-func unmeasurable(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENAMETOOLONG) {
-		return nil
-	}
-	return err
 }

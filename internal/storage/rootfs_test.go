@@ -1,0 +1,509 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// rootfses is what every maker of root filesystems must do alike.
+type rootfses interface {
+	Mount(ctx context.Context, id, imageID string) (string, error)
+	Volume(ctx context.Context, id, dest string) (string, error)
+	Remove(ctx context.Context, id string) error
+	Usage(ctx context.Context, id string) (Usage, error)
+	List() ([]string, error)
+}
+
+// testRootfses is the suite for rootfses; open makes one over the given images.
+func testRootfses(t *testing.T, open func(t *testing.T, images Layers) rootfses) {
+	cases := []struct {
+		name string
+		run  func(t *testing.T, open func(t *testing.T, images Layers) rootfses)
+	}{
+		{"what a container writes stays its own", suiteSeparate},
+		{"layers hide what they deleted", suiteWhiteouts},
+		{"the root is that of the topmost layer", suiteRootAttributes},
+		{"files keep owner, mode and setuid", suiteModes},
+		{"mount can be repeated", suiteRepeat},
+		{"remove can be repeated", suiteRemove},
+		{"an image without layers is an empty root", suiteNoLayers},
+		{"128 layers", suiteManyLayers},
+		{"usage counts what was written, links once", suiteUsage},
+		{"ids that are no names are refused", suiteIDs},
+		{"an unknown image leaves nothing", suiteUnknownImage},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) { c.run(t, open) })
+	}
+}
+
+func suiteSeparate(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	lower := tree(t, "etc/conf", "bin/sh")
+	r := open(t, layersOf{"img": {lower}})
+	a, b := mustMount(t, r, "a", "img"), mustMount(t, r, "b", "img")
+	must(t, os.WriteFile(filepath.Join(a, "etc/conf"), []byte("mine"), 0o644))
+	must(t, os.Remove(filepath.Join(a, "bin/sh")))
+	wantFile(t, filepath.Join(a, "etc/conf"), "mine")
+	wantFile(t, filepath.Join(b, "etc/conf"), "etc/conf")
+	wantFile(t, filepath.Join(lower, "etc/conf"), "etc/conf")
+	wantFile(t, filepath.Join(b, "bin/sh"), "bin/sh")
+	wantAbsent(t, filepath.Join(a, "bin/sh"))
+	ids, err := r.List()
+	if err != nil || !slices.Equal(ids, []string{"a", "b"}) {
+		t.Errorf("List = %v, %v", ids, err)
+	}
+}
+
+func suiteWhiteouts(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	bottom, top := tree(t, "gone", "kept", "dir/old"), tree(t, "dir/new")
+	must(t, unix.Mknod(filepath.Join(top, "gone"), unix.S_IFCHR, 0))
+	must(t, unix.Setxattr(filepath.Join(top, "dir"), "trusted.overlay.opaque", []byte("y"), 0))
+	r := open(t, layersOf{"img": {top, bottom}})
+	root := mustMount(t, r, "a", "img")
+	wantAbsent(t, filepath.Join(root, "gone"))
+	wantAbsent(t, filepath.Join(root, "dir/old"))
+	wantFile(t, filepath.Join(root, "kept"), "kept")
+	wantFile(t, filepath.Join(root, "dir/new"), "dir/new")
+}
+
+func suiteRootAttributes(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	bottom, top := tree(t, "a"), tree(t, "b")
+	must(t, os.Chown(top, 12, 34))
+	must(t, unix.Chmod(top, 0o1711))
+	must(t, unix.Setxattr(top, "user.note", []byte("hello"), 0))
+	r := open(t, layersOf{"img": {top, bottom}})
+	root := mustMount(t, r, "a", "img")
+	var st unix.Stat_t
+	must(t, unix.Stat(root, &st))
+	if st.Uid != 12 || st.Gid != 34 || st.Mode&0o7777 != 0o1711 {
+		t.Errorf("root is %d:%d %o", st.Uid, st.Gid, st.Mode&0o7777)
+	}
+	note := make([]byte, 16)
+	n, err := unix.Getxattr(root, "user.note", note)
+	if err != nil || string(note[:n]) != "hello" {
+		t.Errorf("user.note = %q, %v", note[:max(n, 0)], err)
+	}
+}
+
+func suiteModes(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	lower := tree(t, "bin/su")
+	su := filepath.Join(lower, "bin/su")
+	must(t, os.Chown(su, 7, 8))
+	must(t, unix.Chmod(su, 0o6755))
+	r := open(t, layersOf{"img": {lower}})
+	root := mustMount(t, r, "a", "img")
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(root, "bin/su"), &st))
+	if st.Uid != 7 || st.Gid != 8 || st.Mode&0o7777 != 0o6755 {
+		t.Errorf("su is %d:%d %o", st.Uid, st.Gid, st.Mode&0o7777)
+	}
+	var on unix.Statfs_t
+	must(t, unix.Statfs(root, &on))
+	if on.Flags&(unix.ST_NOSUID|unix.ST_NOEXEC|unix.ST_NODEV|unix.ST_RDONLY) != 0 {
+		t.Errorf("mounted with flags %x", on.Flags)
+	}
+}
+
+func suiteRepeat(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"img": {tree(t, "file")}})
+	first := mustMount(t, r, "a", "img")
+	must(t, os.WriteFile(filepath.Join(first, "file"), []byte("written"), 0o644))
+	if again := mustMount(t, r, "a", "img"); again != first {
+		t.Errorf("mounted at %s, then at %s", first, again)
+	}
+	wantFile(t, filepath.Join(first, "file"), "written")
+	if n := len(mountsBelow(t, first)); n != 1 {
+		t.Errorf("%d mounts", n)
+	}
+	must(t, unix.Unmount(first, 0)) // as a reboot does
+	again := mustMount(t, r, "a", "img")
+	wantFile(t, filepath.Join(again, "file"), "written")
+}
+
+func suiteRemove(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"img": {tree(t, "file")}})
+	root := mustMount(t, r, "a", "img")
+	for range 3 {
+		must(t, r.Remove(t.Context(), "a"))
+	}
+	wantAbsent(t, root)
+	must(t, r.Remove(t.Context(), "never"))
+	if ids, err := r.List(); err != nil || len(ids) != 0 {
+		t.Errorf("List = %v, %v", ids, err)
+	}
+	_, err := r.Usage(t.Context(), "a")
+	wantKind(t, err, errdef.NotFound)
+	root = mustMount(t, r, "a", "img")
+	wantFile(t, filepath.Join(root, "file"), "file")
+}
+
+func suiteNoLayers(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"scratch": nil})
+	root := mustMount(t, r, "a", "scratch")
+	st, err := os.Stat(root)
+	must(t, err)
+	if st.Mode() != fs.ModeDir|0o755 || len(namesIn(t, root)) != 0 {
+		t.Errorf("root is %s and holds %v", st.Mode(), namesIn(t, root))
+	}
+	must(t, os.WriteFile(filepath.Join(root, "file"), nil, 0o644))
+}
+
+func suiteManyLayers(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"img": manyLayers(t, 128)})
+	root := mustMount(t, r, "a", "img")
+	wantFile(t, filepath.Join(root, "same"), "0")
+	for i := range 128 {
+		wantFile(t, filepath.Join(root, fmt.Sprint("own", i)), fmt.Sprint(i))
+	}
+}
+
+// manyLayers makes n layers, each with a file of its own and one that it shares with all; their paths are as
+// long as those of the image store.
+func manyLayers(t testing.TB, n int) []string {
+	t.Helper()
+	base := t.TempDir()
+	var dirs []string
+	for i := range n {
+		dir := filepath.Join(base, strings.Repeat("0", 60)+fmt.Sprintf("%04d", i), "diff")
+		must(t, os.MkdirAll(dir, 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("own", i)), []byte(fmt.Sprint(i)), 0o644))
+		must(t, os.WriteFile(filepath.Join(dir, "same"), []byte(fmt.Sprint(i)), 0o644))
+		dirs = append(dirs, dir)
+	}
+	return dirs
+}
+
+func suiteUsage(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"img": {tree(t, "file")}})
+	root := mustMount(t, r, "a", "img")
+	before, err := r.Usage(t.Context(), "a")
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, 1<<20), 0o644))
+	must(t, os.Link(filepath.Join(root, "big"), filepath.Join(root, "big2")))
+	after, err := r.Usage(t.Context(), "a")
+	must(t, err)
+	if grown := after.Bytes - before.Bytes; grown < 1<<20 || grown > 1<<20+64<<10 {
+		t.Errorf("a file of 1 MiB with two names counts as %d bytes", grown)
+	}
+	if grown := after.Inodes - before.Inodes; grown != 1 {
+		t.Errorf("a file with two names counts as %d inodes", grown)
+	}
+	if st, err := os.Stat(after.Mountpoint); err != nil || !st.IsDir() {
+		t.Errorf("mount point %q: %v", after.Mountpoint, err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Usage(cancelled, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Usage: %v", err)
+	}
+}
+
+func suiteIDs(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"img": {tree(t, "file")}})
+	for _, id := range []string{"", ".", "..", ".trash", "../a", "a/b", strings.Repeat("a", 200)} {
+		_, err := r.Mount(t.Context(), id, "img")
+		wantKind(t, err, errdef.Invalid)
+		wantKind(t, r.Remove(t.Context(), id), errdef.Invalid)
+		_, err = r.Usage(t.Context(), id)
+		wantKind(t, err, errdef.Invalid)
+		_, err = r.Volume(t.Context(), id, "/data")
+		wantKind(t, err, errdef.Invalid)
+	}
+}
+
+func suiteUnknownImage(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{})
+	_, err := r.Mount(t.Context(), "a", "nothing")
+	wantKind(t, err, errdef.NotFound, "nothing")
+	if ids, err := r.List(); err != nil || len(ids) != 0 {
+		t.Errorf("List = %v, %v", ids, err)
+	}
+}
+
+func TestRootfsByConfig(t *testing.T) { testRootfsBy(t, mountByConfig) }
+
+func TestRootfsByOptions(t *testing.T) { testRootfsBy(t, mountByOptions) }
+
+func testRootfsBy(t *testing.T, way mounter) {
+	needRoot(t)
+	files := openFiles(t)
+	testRootfses(t, func(t *testing.T, images Layers) rootfses {
+		r := openTestRootfs(t, images)
+		if err := r.tryMounter(way); err != nil {
+			t.Skipf("this kernel does not mount that way: %v", err)
+		}
+		r.mount = way
+		return r
+	})
+	if now := openFiles(t); now > files+2 { // the runtime's own poller
+		t.Errorf("%d files open, %d before", now, files)
+	}
+}
+
+func TestRootfsFailedMountLeavesNothing(t *testing.T) {
+	needRoot(t)
+	good, file := tree(t, "file"), filepath.Join(tree(t, "file"), "file")
+	r := openTestRootfs(t, layersOf{
+		"missing": {good, "/nonexistent/layer"}, "missing top": {"/nonexistent/layer", good}, "file": {file, good},
+	})
+	cases := map[string][]string{"missing": {"/nonexistent/layer"}, "missing top": {"/nonexistent/layer"}, "file": {file}}
+	for _, way := range []mounter{mountByConfig, mountByOptions} {
+		r.mount = way
+		for image, words := range cases {
+			_, err := r.Mount(t.Context(), "a", image)
+			if err == nil {
+				t.Fatalf("mounted an image whose layer is %s", image)
+			}
+			wantKind(t, err, err, append(words, "root filesystem a")...)
+			if left := slices.Concat(namesIn(t, r.cfg.MountDir), idsOf(t, r)); len(left) > 0 {
+				t.Errorf("image %s left %v", image, left)
+			}
+		}
+	}
+}
+
+func idsOf(t testing.TB, r rootfses) []string {
+	t.Helper()
+	ids, err := r.List()
+	must(t, err)
+	return ids
+}
+
+func TestRootfsTooManyLayersForOptions(t *testing.T) {
+	needRoot(t)
+	r := openTestRootfs(t, layersOf{"img": manyLayers(t, 300)})
+	mustMount(t, r, "by-config", "img")
+	r.mount = mountByOptions
+	_, err := r.Mount(t.Context(), "by-options", "img")
+	wantKind(t, err, errdef.Unsupported, "300 layers")
+}
+
+func TestRootfsLongPaths(t *testing.T) {
+	needRoot(t)
+	base := filepath.Join(t.TempDir(), strings.Repeat("long-", 40), strings.Repeat("path,:", 20))
+	layer := filepath.Join(base, "layer")
+	must(t, os.MkdirAll(layer, 0o755))
+	must(t, os.WriteFile(filepath.Join(layer, "file"), []byte("x"), 0o644))
+	r := openRootfsAt(t, RootfsConfig{Dir: filepath.Join(base, "rootfs"), MountDir: filepath.Join(t.TempDir(), "m")}, layersOf{"img": {layer}})
+	for i, way := range []mounter{mountByConfig, mountByOptions} {
+		r.mount = way
+		root := mustMount(t, r, fmt.Sprint("r", i), "img")
+		wantFile(t, filepath.Join(root, "file"), "x")
+	}
+}
+
+// The mark that a volatile overlay leaves is a kernel's promise; Mount takes it away, and this shows that it must.
+func TestRootfsVolatileMark(t *testing.T) {
+	needRoot(t)
+	lower := tree(t, "file")
+	r := openTestRootfs(t, layersOf{"img": {lower}})
+	root := mustMount(t, r, "a", "img")
+	must(t, unix.Unmount(root, 0))
+	p := r.at("a")
+	if _, err := os.Stat(filepath.Join(p.work, "work/incompat/volatile")); err != nil {
+		t.Fatalf("no mark of a volatile mount: %v", err)
+	}
+	if err := r.mount(overlay{lower: []string{lower}, upper: p.upper, work: p.work, target: p.target}); err == nil {
+		t.Fatal("a volatile overlay was mounted twice: the mark is no longer needed")
+	}
+	mustMount(t, r, "a", "img")
+}
+
+func TestRootfsFullDisk(t *testing.T) {
+	needRoot(t)
+	lower := tree(t, "data/small")
+	must(t, os.WriteFile(filepath.Join(lower, "data/big"), make([]byte, 1<<20), 0o644))
+	disk := tmpfs(t, 256)
+	r := openRootfsAt(t, RootfsConfig{Dir: filepath.Join(disk, "rootfs"), MountDir: t.TempDir()}, layersOf{"img": {lower}})
+	root := mustMount(t, r, "a", "img")
+	_, err := r.Volume(t.Context(), "a", "/data")
+	wantKind(t, err, errdef.Exhausted, "/data")
+	if left := namesIn(t, r.at("a").volumes); len(left) > 0 {
+		t.Errorf("a failed copy left %v", left)
+	}
+	fill(t, filepath.Join(root, "fill"))
+	must(t, r.Remove(t.Context(), "a"))
+	waitEmpty(t, filepath.Join(r.cfg.Dir, trashName))
+	mustMount(t, r, "b", "img")
+}
+
+func TestRootfsNoInodesLeft(t *testing.T) {
+	needRoot(t)
+	disk := t.TempDir()
+	must(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "nr_inodes=24"))
+	t.Cleanup(func() { must(t, unix.Unmount(disk, 0)) })
+	r := openRootfsAt(t, RootfsConfig{Dir: filepath.Join(disk, "rootfs"), MountDir: t.TempDir()}, layersOf{"img": {tree(t, "file")}})
+	var err error
+	mounted := 0
+	for ; err == nil && mounted < 24; mounted++ {
+		_, err = r.Mount(t.Context(), fmt.Sprint("r", mounted), "img")
+	}
+	wantKind(t, err, errdef.Exhausted)
+	if got := len(idsOf(t, r)); got != mounted-1 {
+		t.Errorf("%d root filesystems after %d mounts of which the last failed", got, mounted)
+	}
+}
+
+// fill writes to path until the disk is full.
+func fill(t testing.TB, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+}
+
+func TestRootfsRemoveInUse(t *testing.T) {
+	needRoot(t)
+	r := openTestRootfs(t, layersOf{"img": {tree(t, "file")}})
+	root := mustMount(t, r, "a", "img")
+	f, err := os.Open(filepath.Join(root, "file"))
+	must(t, err)
+	defer f.Close()
+	must(t, r.Remove(t.Context(), "a"))
+	wantAbsent(t, root)
+	buf := make([]byte, 8)
+	if n, err := f.Read(buf); err != nil || string(buf[:n]) != "file" {
+		t.Errorf("a file open across Remove reads %q, %v", buf[:n], err)
+	}
+}
+
+func TestRootfsSurvivesRestart(t *testing.T) {
+	needRoot(t)
+	images := layersOf{"img": {tree(t, "file")}}
+	r := openTestRootfs(t, images)
+	root := mustMount(t, r, "a", "img")
+	must(t, os.WriteFile(filepath.Join(root, "file"), []byte("written"), 0o644))
+	for range 3 {
+		must(t, r.Close())
+		r = openRootfsAt(t, r.cfg, images)
+	}
+	if again := mustMount(t, r, "a", "img"); again != root {
+		t.Errorf("mounted at %s, then at %s", root, again)
+	}
+	wantFile(t, filepath.Join(root, "file"), "written")
+	if n := len(mountsBelow(t, r.cfg.MountDir)); n != 2 {
+		t.Errorf("%d mounts; want the private one and the root filesystem", n)
+	}
+}
+
+func TestRootfsAtTheSameTime(t *testing.T) {
+	r := openTestRootfs(t, layersOf{"img": {tree(t, "data/file")}})
+	var group errgroup.Group
+	for i := range 20 {
+		group.Go(func() error {
+			id := fmt.Sprint("r", i)
+			_, err := r.Mount(t.Context(), id, "img")
+			if err == nil {
+				_, err = r.Volume(t.Context(), id, "/data")
+			}
+			if err == nil {
+				_, err = r.Total(t.Context())
+			}
+			return errors.Join(err, r.Remove(t.Context(), id))
+		})
+	}
+	must(t, group.Wait())
+	waitEmpty(t, filepath.Join(r.cfg.Dir, trashName))
+	if warnings := r.Warnings(); len(warnings) > 0 {
+		t.Error(warnings)
+	}
+}
+
+// A Mount that a crash cut short is finished by the next one, and removed by Remove.
+func TestRootfsHalfMade(t *testing.T) {
+	needRoot(t)
+	r := openTestRootfs(t, layersOf{"img": {tree(t, "file")}})
+	for i, made := range [][]string{{""}, {"upper"}, {"upper", "work"}} {
+		id := fmt.Sprint("r", i)
+		p := r.at(id)
+		for _, dir := range made {
+			must(t, os.MkdirAll(filepath.Join(p.dir, dir), 0o700))
+		}
+		wantFile(t, filepath.Join(mustMount(t, r, id, "img"), "file"), "file")
+	}
+	must(t, os.Mkdir(r.at("only-target").target, 0o700))
+	if ids := idsOf(t, r); !slices.Contains(ids, "only-target") {
+		t.Errorf("List = %v", ids)
+	}
+	must(t, r.Remove(t.Context(), "only-target"))
+}
+
+func TestRootfsMountsStayPrivate(t *testing.T) {
+	needRoot(t)
+	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""))
+	t.Cleanup(func() { must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")) })
+	r := openTestRootfs(t, layersOf{"img": {tree(t, "file")}})
+	other := exec.Command("unshare", "-m", "--propagation", "slave", "cat")
+	other.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := other.StdinPipe()
+	must(t, err)
+	out, err := other.StdoutPipe()
+	must(t, err)
+	must(t, other.Start())
+	t.Cleanup(func() { in.Close(); must(t, other.Wait()) })
+	_, err = in.Write([]byte("x")) // echoed once it has its namespace
+	must(t, err)
+	_, err = out.Read(make([]byte, 1))
+	must(t, err)
+	root := mustMount(t, r, "a", "img")
+	seen, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", other.Process.Pid))
+	must(t, err)
+	if strings.Contains(string(seen), root) {
+		t.Error("the mount reached another mount namespace")
+	}
+}
+
+func TestOpenRootfsNamesWhatIsMissing(t *testing.T) {
+	needRoot(t)
+	proc := RootfsConfig{Dir: "/proc/crid", MountDir: t.TempDir()}
+	if _, err := OpenRootfs(proc, layersOf{}); err == nil {
+		t.Error("opened on /proc")
+	}
+	lower, upper := t.TempDir(), t.TempDir()
+	over := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(upper, "u"), 0o755))
+	must(t, os.MkdirAll(filepath.Join(upper, "w"), 0o755))
+	must(t, unix.Mount("overlay", over, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+"/u,workdir="+upper+"/w"))
+	t.Cleanup(func() { must(t, unix.Unmount(over, 0)) })
+	cfg := RootfsConfig{Dir: filepath.Join(over, "rootfs"), MountDir: filepath.Join(t.TempDir(), "m")}
+	_, err := OpenRootfs(cfg, layersOf{}) // an overlay cannot be the upper of another
+	wantKind(t, err, errdef.Unsupported, "ext4", cfg.Dir)
+	if left := namesIn(t, cfg.MountDir); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+	must(t, unix.Unmount(cfg.MountDir, 0))
+}
+
+func BenchmarkRootfsMountRemove(b *testing.B) {
+	needRoot(b)
+	r := openTestRootfs(b, layersOf{"img": manyLayers(b, 8)})
+	i := 0
+	for b.Loop() {
+		id := fmt.Sprint("r", i)
+		i++
+		mustMount(b, r, id, "img")
+		if err := r.Remove(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
