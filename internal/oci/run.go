@@ -72,9 +72,9 @@ func (r *Runtime) reason(ctx context.Context, err error, stderr []byte) error {
 
 // missing says which package brings the binary at path.
 func missing(path string, err error) error {
-	hint := "check the handler's path in crid.toml"
+	hint := "install it, or check the handler's path in crid.toml"
 	if name := filepath.Base(path); name == "crun" || name == "runc" {
-		hint = "install the package " + name + ", or " + hint
+		hint = "install the package " + name + ", or check the handler's path in crid.toml"
 	}
 	// Only the cause: the path has been named.
 	if cause := (*fs.PathError)(nil); errors.As(err, &cause) {

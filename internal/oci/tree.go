@@ -135,7 +135,7 @@ func (x *execution) killMarked(ctx context.Context) error {
 		for _, p := range all {
 			struck[p.pid] = true
 		}
-		err = strike(all)
+		err = errors.Join(strikeGroups(all), strike(all))
 		if len(struck) == known {
 			err = errors.Join(err, await(ctx, all))
 		}
@@ -246,6 +246,25 @@ func strike(all []*process) error {
 	return failed
 }
 
+// strikeGroups kills the process groups of all at a stroke, which no fork escapes. A marked process shares its
+// group with its like alone, and with the runtime, which leads a session or group of its own.
+func strikeGroups(all []*process) error {
+	own := unix.Getpgrp()
+	struck := map[int]bool{}
+	var failed error
+	for _, p := range all {
+		group := statField(p.pid, groupField)
+		if group <= 1 || group == own || struck[group] || p.ended() {
+			continue
+		}
+		struck[group] = true
+		if err := unix.Kill(-group, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			failed = errors.Join(failed, fmt.Errorf("kill process group %d: %w", group, err))
+		}
+	}
+	return failed
+}
+
 // await waits until all have ended.
 func await(ctx context.Context, all []*process) error {
 	for _, p := range all {
@@ -258,22 +277,31 @@ func await(ctx context.Context, all []*process) error {
 	return nil
 }
 
+// Fields of /proc/PID/stat, counted from the one behind the name.
+const (
+	parentField = 1
+	groupField  = 2
+)
+
 // parent returns the pid of the parent of pid, 0 when it is gone.
-func parent(pid int) int {
+func parent(pid int) int { return statField(pid, parentField) }
+
+// statField returns a field of /proc/PID/stat, 0 when the process is gone.
+func statField(pid, field int) int {
 	stat, err := os.ReadFile(procFile(pid, "stat"))
 	if err != nil {
 		return 0
 	}
 	// The name, in parentheses, may hold anything.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 2 {
+	if len(fields) <= field {
 		return 0
 	}
-	ppid, err := strconv.Atoi(fields[1])
+	n, err := strconv.Atoi(fields[field])
 	if err != nil {
 		return 0
 	}
-	return ppid
+	return n
 }
 
 // sharePipe tells whether the processes a and b have a pipe in common.
