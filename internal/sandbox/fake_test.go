@@ -62,7 +62,6 @@ type fakeHost struct {
 	attached   map[string]network.Request
 	files      map[string]FilesWant
 	containers map[string]map[string]bool // pod -> container -> runs
-	pauseDead  map[string]bool
 	parent     bool
 	events     []event.Event
 }
@@ -72,7 +71,7 @@ func newHost(t testing.TB) *fakeHost {
 	h := &fakeHost{
 		t: t, boot: "boot-1", hang: map[string]chan struct{}{}, stored: map[string]bool{}, entombed: map[string]bool{},
 		pins: map[string]ns.Want{}, attached: map[string]network.Request{}, files: map[string]FilesWant{},
-		containers: map[string]map[string]bool{}, pauseDead: map[string]bool{},
+		containers: map[string]map[string]bool{},
 	}
 	dir := t.TempDir()
 	h.records = openDir[Record](t, filepath.Join(dir, "pods"), RecordVersion)
@@ -121,7 +120,7 @@ func (h *fakeHost) boots() (*Manager, *link) {
 		},
 		Records:    recordStore{l},
 		Tombstones: graveStore{l},
-		Namespaces: l, Network: l, Cgroups: l, Containers: l, Pauses: l, Files: fakeFiles{l}, Events: l,
+		Namespaces: l, Network: l, Cgroups: l, Containers: l, Files: fakeFiles{l}, Events: l,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	return l.m, l
@@ -144,6 +143,9 @@ func (l *link) call(ctx context.Context, name, id string, effect func()) error {
 		l.mu.Lock()
 	}
 	defer l.mu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	l.calls++
 	l.log = append(l.log, name)
 	v := pass
@@ -294,7 +296,6 @@ func (l *link) StopPod(ctx context.Context, podID string) error {
 			paused = paused || id == "pause" && runs
 			l.containers[podID][id] = false
 		}
-		l.pauseDead[podID] = l.pauseDead[podID] || paused
 	})
 	if paused {
 		l.m.PauseExited(podID)
@@ -305,11 +306,10 @@ func (l *link) StopPod(ctx context.Context, podID string) error {
 func (l *link) RemovePod(ctx context.Context, podID string) error {
 	return l.call(ctx, "remove containers", podID, func() {
 		delete(l.containers, podID)
-		delete(l.pauseDead, podID)
 	})
 }
 
-func (l *link) Start(ctx context.Context, env spec.PodEnv) (string, error) {
+func (l *link) StartPause(ctx context.Context, env spec.PodEnv) (string, error) {
 	err := l.create(ctx, env.ID, "pause")
 	if err != nil {
 		return "", err
@@ -317,11 +317,11 @@ func (l *link) Start(ctx context.Context, env spec.PodEnv) (string, error) {
 	return "/proc/1234/ns/pid", nil
 }
 
-func (l *link) Find(podID string) (Pause, bool) {
+func (l *link) FindPause(podID string) (pidns string, started, dead bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	runs, ok := l.containers[podID]["pause"]
-	return Pause{PIDNS: "/proc/1234/ns/pid", Dead: !runs || l.pauseDead[podID]}, ok
+	return "/proc/1234/ns/pid", ok, ok && !runs
 }
 
 func (l *link) Publish(e event.Event) {

@@ -20,13 +20,13 @@ type gate struct {
 	empty  chan struct{} // made by close, closed when the last has left
 }
 
-// enter counts one in and returns a context that close cancels. leave may be repeated. It refuses once the
-// gate is closed.
+// enter counts one in and returns a context that close cancels. leave may be repeated. Once the gate is
+// closed ok is false and there is nothing to leave.
 func (g *gate) enter(ctx context.Context) (inner context.Context, leave func(), ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return ctx, func() {}, false
+		return ctx, nil, false
 	}
 	if g.inside == nil {
 		g.inside = map[*context.CancelCauseFunc]struct{}{}

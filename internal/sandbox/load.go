@@ -131,12 +131,12 @@ func (m *Manager) lost(p *Pod, rec *Record) (reason, message string) {
 			return "NamespaceLost", err.Error()
 		}
 	}
-	pause, started := m.deps.Pauses.Find(p.id)
+	pidns, started, dead := m.deps.Containers.FindPause(p.id)
 	switch {
-	case started && pause.Dead:
+	case dead:
 		return "PauseExited", "the process that held the pod's PID namespace ended while crid was away"
 	case started:
-		p.pidns.Store(&pause.PIDNS)
+		p.pidns.Store(&pidns)
 	}
 	return "", ""
 }

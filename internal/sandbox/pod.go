@@ -24,7 +24,7 @@ type Pod struct {
 	m      *Manager
 
 	rec   atomic.Pointer[Record] // what readers see
-	life  gate                   // creates of containers; closed for good by Stop
+	life  gate                   // creates of containers; closed for good before the pod stops being ready
 	pidns atomic.Pointer[string] // of the pause, once it runs
 	ended atomic.Bool            // a Stop has done all of its work
 
@@ -87,8 +87,8 @@ func (p *Pod) Status() Status {
 // unless the pod is ready.
 func (p *Pod) Enter(ctx context.Context, pid runtime.NamespaceMode) (context.Context, spec.PodEnv, func(), error) {
 	inner, leave, ok := p.life.enter(ctx)
-	if rec := p.rec.Load(); !ok || rec.State != Ready {
-		leave()
+	if !ok {
+		rec := p.rec.Load()
 		return ctx, spec.PodEnv{}, nil, fmt.Errorf("pod %s is not ready (%s %s): %w", p.id, rec.Reason, rec.Message, errdef.WrongState)
 	}
 	env := p.env()
@@ -116,11 +116,11 @@ func (p *Pod) pause(ctx context.Context) (string, error) {
 		}
 		op.at("pause")
 		ctx, leave, ok := p.life.enter(ctx)
-		defer leave()
 		if !ok {
 			return fmt.Errorf("start the pause of pod %s: %w", p.id, errStopping)
 		}
-		pidns, err := p.m.deps.Pauses.Start(ctx, p.env())
+		defer leave()
+		pidns, err := p.m.deps.Containers.StartPause(ctx, p.env())
 		if err != nil {
 			return fmt.Errorf("start the pause of pod %s: %w", p.id, err)
 		}

@@ -15,8 +15,9 @@ import (
 	"github.com/crid/crid/internal/errdef"
 )
 
-// inOwnMounts runs the calling test again in a mount namespace of its own, and tells whether this is that run.
-func inOwnMounts(t *testing.T) bool {
+// inOwnNamespaces runs the calling test again in a mount and a network namespace of its own, and tells whether
+// this is that run.
+func inOwnNamespaces(t *testing.T) bool {
 	t.Helper()
 	const inside = "CRID_SANDBOX_TEST_INSIDE"
 	if os.Getenv(inside) != "" {
@@ -30,10 +31,10 @@ func inOwnMounts(t *testing.T) bool {
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Errorf("in its own mount namespace: %v\n%s", err, out)
+		t.Errorf("in its own namespaces: %v\n%s", err, out)
 	}
 	return false
 }
@@ -121,11 +122,8 @@ func TestFilesWithoutHostFiles(t *testing.T) {
 }
 
 func TestShm(t *testing.T) {
-	if !inOwnMounts(t) {
+	if !inOwnNamespaces(t) {
 		return
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
 	}
 	f := NewFiles(FilesConfig{Dir: t.TempDir(), Etc: etc(t)})
 	if err := f.Make(t.Context(), "id", FilesWant{Hostname: "a", Shm: true}); err != nil {

@@ -338,6 +338,56 @@ func TestRetries(t *testing.T) {
 	})
 }
 
+func TestFailedUndoLeavesThePodListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m, _ := h.start(t)
+		h.set(func(_ int, call string) verdict {
+			if call == "add" || call == "unpin" {
+				return failBefore
+			}
+			return pass
+		})
+		_, err := m.Run(t.Context(), keyOf("a"), config("a"), "crun")
+		if !errors.Is(err, errInjected) {
+			t.Errorf("run: %v", err)
+		}
+		all := m.List()
+		if len(all) != 1 || all[0].Status().Reason != "CreateFailed" || !strings.Contains(err.Error(), all[0].ID()) {
+			t.Fatalf("%d pods are listed; run: %v", len(all), err)
+		}
+		if _, err := m.Run(t.Context(), keyOf("a"), config("a"), "crun"); !errors.Is(err, errdef.Exists) {
+			t.Errorf("run again: %v", err)
+		}
+		h.set(nil)
+		remove(t, m, all[0])
+		h.nothingLeft(t, m)
+	})
+}
+
+func TestPodIsNotReadyUntilThatIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m, _ := h.start(t)
+		h.set(func(_ int, call string) verdict {
+			if call == "records.put ready" {
+				return failBefore
+			}
+			return pass
+		})
+		if _, err := m.Run(t.Context(), keyOf("a"), config("a"), "crun"); !errors.Is(err, errInjected) {
+			t.Errorf("run: %v", err)
+		}
+		for _, e := range h.events {
+			if e.Kind != event.Deleted {
+				t.Errorf("event %+v of a pod that never was ready", e)
+			}
+		}
+		h.set(nil)
+		h.nothingLeft(t, m)
+	})
+}
+
 func TestGetByPrefix(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)

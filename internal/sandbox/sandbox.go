@@ -54,27 +54,16 @@ type Cgroups interface {
 	RemoveEmpty(path string) error // not empty is fine
 }
 
-// Containers ends what runs in a pod, containers being created and the pause included; *container.Manager
-// is one. Both may be repeated and know nothing of a pod without containers.
+// Containers runs and ends what is in a pod; *container.Manager is one. The pause is one of a pod's containers,
+// recorded with intent like any; its end is told to Manager.PauseExited.
 type Containers interface {
-	StopPod(ctx context.Context, podID string) error   // kills at once, in parallel
-	RemovePod(ctx context.Context, podID string) error // also what is not running
-}
+	StopPod(ctx context.Context, podID string) error   // kills at once, in parallel; repeatable, no containers is fine
+	RemovePod(ctx context.Context, podID string) error // the same for what is left of them
 
-// Pause is a pod's pause process.
-type Pause struct {
-	PIDNS string // host path of its PID namespace; empty when it is dead
-	Dead  bool   // it was started and has ended
-}
-
-// Pauses starts the process that holds a pod's shared PID namespace, and records it with intent as one of the
-// pod's containers: StopPod and RemovePod end it too. Its end is told to Manager.PauseExited.
-type Pauses interface {
-	// Start returns the path of the PID namespace of the pod's pause once it runs. After an error nothing is
-	// left that a second Start would meet.
-	Start(ctx context.Context, env spec.PodEnv) (pidns string, err error)
-	// Find tells what is known of the pod's pause after a restart of crid; false when none was ever started.
-	Find(podID string) (Pause, bool)
+	// StartPause returns the path of the pod's shared PID namespace once its pause runs.
+	StartPause(ctx context.Context, env spec.PodEnv) (pidns string, err error)
+	// FindPause tells what became of the pause during a restart of crid.
+	FindPause(podID string) (pidns string, started, dead bool)
 }
 
 // Events hears what happens to pods; *event.Bus[event.Event] is one. Publish never blocks.
@@ -106,7 +95,6 @@ type Deps struct {
 	Network    Network
 	Cgroups    Cgroups
 	Containers Containers
-	Pauses     Pauses
 	Files      Files
 	Events     Events
 	Log        *slog.Logger // slog.Default()

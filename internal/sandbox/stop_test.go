@@ -203,9 +203,43 @@ func TestUnkillableContainerKeepsThePodButNotItsNetwork(t *testing.T) {
 		if len(h.attached)+len(h.pins) > 0 || len(m.List()) != 1 || h.count("del") != 1 {
 			t.Error("network and namespaces go, the pod stays, nothing is done twice")
 		}
+		if len(h.files) > 0 {
+			t.Error("the files stay though nothing keeps them")
+		}
 		h.set(nil)
 		remove(t, m, p)
 		remove(t, m, p) // again
+		h.nothingLeft(t, m)
+	})
+}
+
+func TestStopThatCouldNotBeRecordedIsRecordedByTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m, _ := h.start(t)
+		p := run(t, m, "a")
+		h.set(func(_ int, call string) verdict {
+			if call == "records.put notready" {
+				return failBefore
+			}
+			return pass
+		})
+		if err := m.Stop(t.Context(), p); !errors.Is(err, errInjected) {
+			t.Errorf("stop: %v", err)
+		}
+		if p.Status().State != NotReady || len(h.pins) > 0 {
+			t.Error("a full disk keeps a pod from being stopped")
+		}
+		h.set(nil)
+		stop(t, m, p)
+		m, _ = h.restart(t, m)
+		if s := m.List()[0].Status(); s.Reason != "Stopped" {
+			t.Errorf("after a restart the pod is %s, %s", s.State, s.Reason)
+		}
+		remove(t, m, m.List()[0])
+		if n := h.count("del"); n != 1 {
+			t.Errorf("%d DELs", n)
+		}
 		h.nothingLeft(t, m)
 	})
 }
@@ -216,7 +250,7 @@ func TestRemovedPodIsNotWrittenBack(t *testing.T) {
 		m, _ := h.start(t)
 		p := run(t, m, "a")
 		remove(t, m, p)
-		if err := m.move(p, NotReady, because("Late", "a watcher came late")); err != nil {
+		if err := m.move(p, NotReady, func(r *Record) { r.Message = "a watcher came late" }); err != nil {
 			t.Error(err)
 		}
 		m.PauseExited(p.ID())
