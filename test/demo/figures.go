@@ -9,6 +9,8 @@ import (
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/isolate"
 )
 
 func indent(text string) string {
@@ -85,7 +87,7 @@ func (d *demo) nothingLeft() error {
 	if err != nil {
 		return err
 	}
-	cgroups, err := filepath.Glob("/sys/fs/cgroup/*" + d.node.Cgroup + "/crid-*")
+	cgroups, err := isolate.Cgroups(d.node.Cgroup)
 	if err != nil {
 		return err
 	}

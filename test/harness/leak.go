@@ -18,6 +18,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
+
+	"github.com/crid/crid/test/isolate"
 )
 
 // settleLimit is how long crid may take to give back what it used: watchers end and trash is deleted behind
@@ -47,7 +49,7 @@ func snap(t *testing.T, cgroupParent string) snapshot {
 		"mount":   mounts,
 		"link":    links,
 		"netns":   func() ([]string, error) { return names("/run/netns") },
-		"cgroup":  func() ([]string, error) { return cgroups(cgroupParent) },
+		"cgroup":  func() ([]string, error) { return isolate.Cgroups(cgroupParent) },
 	} {
 		found, err := list()
 		if err != nil {
@@ -231,29 +233,6 @@ func links() ([]string, error) {
 	var found []string
 	for _, link := range all {
 		found = append(found, link.Type()+" "+link.Attrs().Name)
-	}
-	return found, nil
-}
-
-func cgroups(parent string) ([]string, error) {
-	var found []string
-	roots, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
-	if err != nil {
-		return nil, err
-	}
-	for _, root := range append(roots, "/sys/fs/cgroup"+parent) {
-		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && path != root {
-				found = append(found, path)
-			}
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
 	}
 	return found, nil
 }

@@ -181,34 +181,3 @@ func loopbackUp() error {
 	}
 	return nil
 }
-
-// removeCgroups removes parent and what is below it from every hierarchy; the processes are dead by now.
-func removeCgroups(parent string) error {
-	var failed error
-	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		roots, err := filepath.Glob(pattern + parent)
-		if err != nil {
-			return err
-		}
-		for _, root := range roots {
-			failed = errors.Join(failed, removeTree(root))
-		}
-	}
-	return failed
-}
-
-// removeTree removes a directory of a cgroup filesystem, whose files cannot be unlinked, depth first.
-func removeTree(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return unix.Rmdir(dir)
-}
