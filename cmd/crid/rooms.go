@@ -218,7 +218,6 @@ func (r *rooms) openPods(context.Context) error {
 		Network:    r.network,
 		Cgroups:    r.cgroups,
 		Containers: r.containers,
-		Pauses:     pauses{r.containers},
 		Files:      sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"}),
 		Events:     r.events,
 		Log:        r.log,

@@ -17,7 +17,6 @@ import (
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
-	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/sandbox"
 	"github.com/crid/crid/server"
 )
@@ -195,16 +194,4 @@ func (a monitors) Open(id string, ref monitor.Ref) (container.Process, error) {
 		return nil, err
 	}
 	return p, nil
-}
-
-// pauses is the room of containers as pods ask for the process that holds their PID namespace.
-type pauses struct{ m *container.Manager }
-
-func (a pauses) Start(ctx context.Context, env spec.PodEnv) (string, error) {
-	return a.m.StartPause(ctx, env)
-}
-
-func (a pauses) Find(podID string) (sandbox.Pause, bool) {
-	pidns, started, dead := a.m.FindPause(podID)
-	return sandbox.Pause{PIDNS: pidns, Dead: dead}, started
 }
