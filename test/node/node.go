@@ -124,8 +124,9 @@ func (n *Node) answering(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := os.Stat(n.Socket); err == nil {
-			return nil
+		// A crid that was killed left its socket; only one that lives takes a connection.
+		if c, err := net.Dial("unix", n.Socket); err == nil {
+			return c.Close()
 		}
 		select {
 		case <-n.exited:
