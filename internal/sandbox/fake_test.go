@@ -49,30 +49,34 @@ type fakeHost struct {
 	graves  *state.Dir[Tombstone]
 	boot    string
 
-	mu         sync.Mutex // guards all below
-	calls      int
-	judge      func(n int, call string) verdict // nil = pass
-	hang       map[string]chan struct{}         // calls by name that wait for the channel or their context
-	log        []string
-	wrong      []string // violations of the house's order
-	noNetwork  bool
+	mu        sync.Mutex // guards all below
+	calls     int
+	judge     func(n int, call string) verdict // nil = pass
+	hang      map[string]chan struct{}         // calls by name that wait for the channel or their context
+	log       []string
+	wrong     []string // violations of the house's order
+	noNetwork bool
+	events    []event.Event
+	made
+}
+
+// made is what crid has made on the host, by pod. Guarded by fakeHost.mu.
+type made struct {
 	stored     map[string]bool
 	entombed   map[string]bool
 	pins       map[string]ns.Want
 	attached   map[string]network.Request
 	files      map[string]FilesWant
 	containers map[string]map[string]bool // pod -> container -> runs
-	parent     bool
-	events     []event.Event
+	parent     bool                       // the default cgroup parent
 }
 
 func newHost(t testing.TB) *fakeHost {
 	t.Helper()
-	h := &fakeHost{
-		t: t, boot: "boot-1", hang: map[string]chan struct{}{}, stored: map[string]bool{}, entombed: map[string]bool{},
-		pins: map[string]ns.Want{}, attached: map[string]network.Request{}, files: map[string]FilesWant{},
-		containers: map[string]map[string]bool{},
-	}
+	h := &fakeHost{t: t, boot: "boot-1", hang: map[string]chan struct{}{}, made: made{
+		stored: map[string]bool{}, entombed: map[string]bool{}, pins: map[string]ns.Want{},
+		attached: map[string]network.Request{}, files: map[string]FilesWant{}, containers: map[string]map[string]bool{},
+	}}
 	dir := t.TempDir()
 	h.records = openDir[Record](t, filepath.Join(dir, "pods"), RecordVersion)
 	h.graves = openDir[Tombstone](t, filepath.Join(dir, "tombstones"), TombstoneVersion)

@@ -29,8 +29,10 @@ func (m *Manager) Load(ctx context.Context) []error {
 		defer mu.Unlock()
 		errs = append(errs, err)
 	}
-	if err := m.makeParent(m.deps.Config.CgroupParent); err != nil {
-		fail(fmt.Errorf("make the default cgroup parent: %w", err))
+	if m.deps.Config.OwnParent {
+		if err := m.deps.Cgroups.Create(m.deps.Config.CgroupParent); err != nil {
+			fail(fmt.Errorf("make the default cgroup parent: %w", err))
+		}
 	}
 	var group errgroup.Group
 	group.SetLimit(loaders)

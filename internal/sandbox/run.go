@@ -112,9 +112,6 @@ func (m *Manager) build(ctx context.Context, op *operation, w ns.Want) error {
 		return err
 	})
 	both.Go(func() error {
-		if err := m.makeParent(rec.CgroupParent); err != nil {
-			return err
-		}
 		return m.deps.Files.Make(ctx, p.id, filesWant(rec))
 	})
 	if err := both.Wait(); err != nil {
@@ -126,15 +123,6 @@ func (m *Manager) build(ctx context.Context, op *operation, w ns.Want) error {
 	}
 	op.at("commit")
 	return m.move(p, Ready, func(r *Record) { r.IPs = ips })
-}
-
-// makeParent makes the default cgroup parent if that is what the pod uses and if it is crid's to make. The
-// kubelet makes those that it names.
-func (m *Manager) makeParent(parent string) error {
-	if c := m.deps.Config; !c.OwnParent || parent != c.CgroupParent {
-		return nil
-	}
-	return m.deps.Cgroups.Create(parent)
 }
 
 // undo takes away what a failed Run has made and returns why it failed. The pod is not ready from now on, so
