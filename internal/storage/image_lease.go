@@ -58,7 +58,9 @@ func (s *Images) makeLease(id string) error {
 		return err
 	}
 	defer release()
-	_, err = s.store.CreateContainer("", []string{leasePrefix + id}, id, "", "", nil)
+	// It is never mounted: no SELinux label is to be reserved for it.
+	options := &cstorage.ContainerOptions{LabelOpts: []string{"disable"}}
+	_, err = s.store.CreateContainer("", []string{leasePrefix + id}, id, "", "", options)
 	if err != nil && !errors.Is(err, cstorage.ErrDuplicateName) {
 		return fmt.Errorf("protect image %s from other tools: %w", id, err)
 	}
@@ -146,20 +148,23 @@ func (s *Images) dropIdleLeases(ctx context.Context) error {
 }
 
 // dropOrphans removes layers that belong to no image and no container. A pull that failed leaves them, and for an
-// idle time they may serve the next one.
+// idle time they may serve the next one. While anything is pulled, an orphan may be about to find its image: the
+// next round will do.
 func (s *Images) dropOrphans() error {
+	if !s.pulls.layers.TryLock() {
+		return nil
+	}
+	defer s.pulls.layers.Unlock()
 	orphans, err := s.orphans()
 	if err != nil {
 		return err
 	}
 	var all error
 	for _, id := range orphans {
-		s.gates.countRemoval()
 		err := s.store.DeleteLayer(id)
 		if err != nil && !isInUse(err) && !errors.Is(err, cstorage.ErrLayerUnknown) {
 			all = errors.Join(all, fmt.Errorf("remove unused layer %s: %w", id, err))
 		}
-		s.gates.countRemoval()
 	}
 	if len(orphans) > 0 {
 		s.disk.kick()

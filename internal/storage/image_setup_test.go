@@ -38,10 +38,10 @@ type fakeRegistry struct {
 
 	mu     sync.Mutex // guards what follows
 	blobs  map[string]int
-	user   string                                   // basic authentication, when not empty
-	pass   string                                   // its password
-	refuse func(*http.Request) int                  // answers with this status when not 0
-	hold   func(http.ResponseWriter, *http.Request) // runs before a blob is answered
+	user   string                                        // basic authentication, when not empty
+	pass   string                                        // its password
+	refuse func(*http.Request) int                       // answers with this status when not 0
+	hold   func(http.ResponseWriter, *http.Request) bool // runs before a blob is answered; true when it answered itself
 }
 
 func newRegistry(t *testing.T) *fakeRegistry {
@@ -73,8 +73,8 @@ func (r *fakeRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	if isBlob && hold != nil {
-		hold(w, req)
+	if isBlob && hold != nil && hold(w, req) {
+		return
 	}
 	r.next.ServeHTTP(w, req)
 }

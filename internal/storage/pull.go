@@ -21,6 +21,8 @@ type pulls struct {
 	flights map[flightKey]*flight
 	stopped bool
 	work    sync.WaitGroup
+
+	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
 }
 
 // flightKey holds credentials only while their pull is under way.

@@ -27,6 +27,8 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) 
 	}
 	defer func() { err = errors.Join(err, policy.Destroy()) }()
 	s.discardDamaged(ctx)
+	s.pulls.layers.RLock()
+	defer s.pulls.layers.RUnlock()
 	var failed error
 	for _, name := range names {
 		d := download{name: name, sys: s.systemContext(auth), policy: policy}

@@ -14,7 +14,6 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/docker/distribution/registry/api/errcode"
-	v2 "github.com/docker/distribution/registry/api/v2"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/signature"
 )
@@ -79,8 +78,8 @@ func statusOf(err error) int {
 		return http.StatusUnauthorized
 	}
 	if e, ok := errors.AsType[errcode.Error](err); ok {
-		if e.Code == v2.ErrorCodeManifestUnknown || e.Code == v2.ErrorCodeNameUnknown {
-			return http.StatusNotFound
+		if e.Code == errcode.ErrorCodeUnknown {
+			return 0 // a code of the registry's own; the library forgets the status
 		}
 		return e.Code.Descriptor().HTTPStatusCode
 	}

@@ -21,13 +21,14 @@ func holdBlobs(r *fakeRegistry) *blobGate {
 	g := &blobGate{asked: make(chan struct{}), gone: make(chan struct{}), open: make(chan struct{})}
 	asked, gone := sync.OnceFunc(func() { close(g.asked) }), sync.OnceFunc(func() { close(g.gone) })
 	r.set(func(r *fakeRegistry) {
-		r.hold = func(_ http.ResponseWriter, req *http.Request) {
+		r.hold = func(_ http.ResponseWriter, req *http.Request) bool {
 			asked()
 			select {
 			case <-g.open:
 			case <-req.Context().Done():
 				gone()
 			}
+			return false
 		}
 	})
 	return g

@@ -163,7 +163,7 @@ func TestRegistryFailures(t *testing.T) {
 		"no repository":  {r.host + "/none:1", manifest(0), errdef.NotFound, false},
 		"no such digest": {r.host + "/a@" + dig, manifest(0), errdef.NotFound, false},
 		"lost on the way": {r.host + "/a:1", func(r *fakeRegistry) {
-			r.refuse, r.hold = nil, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+			r.refuse, r.hold = nil, func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }
 		}, errdef.RegistryUnavailable, true},
 	} {
 		t.Run(what, func(t *testing.T) {

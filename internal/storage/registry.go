@@ -77,10 +77,12 @@ func (s *Images) systemContext(auth Auth) *types.SystemContext {
 
 // reloadRegistries reads registries.conf again, so that an operator's edit counts from the next pull on.
 func (s *Images) reloadRegistries() error {
-	if _, err := sysregistriesv2.TryUpdatingCache(s.systemContext(Auth{})); err != nil {
-		return fmt.Errorf("read registries.conf: %w", err)
+	_, err := sysregistriesv2.TryUpdatingCache(s.systemContext(Auth{}))
+	if err != nil {
+		err = fmt.Errorf("read registries.conf: %w", err)
 	}
-	return nil
+	s.problems.set("registries.conf", err)
+	return err
 }
 
 // policy reads the host's signature policy; without any, everything is accepted.

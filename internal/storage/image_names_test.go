@@ -1,0 +1,122 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/docker/distribution/registry/api/errcode"
+	v2 "github.com/docker/distribution/registry/api/v2"
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker"
+	cstorage "go.podman.io/storage"
+)
+
+func TestReferences(t *testing.T) {
+	other := "sha256:" + strings.Repeat("e", 64)
+	for what, tc := range map[string]struct{ names, tags, digests []string }{
+		"pulled by tag":        {[]string{"a.b/c:1", "a.b/c@" + other}, []string{"a.b/c:1"}, []string{"a.b/c@" + other}},
+		"pulled by digest":     {[]string{"a.b/c@" + other}, nil, []string{"a.b/c@" + other}},
+		"tagged by other tool": {[]string{"a.b/c:1"}, []string{"a.b/c:1"}, []string{"a.b/c@" + dig}},
+		"name alone":           {[]string{"busybox"}, []string{"docker.io/library/busybox:latest"}, []string{"docker.io/library/busybox@" + dig}},
+		"tag and digest":       {[]string{"a.b/c:1@" + other}, nil, []string{"a.b/c@" + other}},
+		"no reference":         {[]string{"NO NAME"}, nil, nil},
+		"two registries": {
+			[]string{"z/y:2", "a.b/c:1", "a.b/c@" + other}, []string{"a.b/c:1", "docker.io/z/y:2"},
+			[]string{"a.b/c@" + other, "docker.io/z/y@" + dig},
+		},
+	} {
+		tags, digests := references(&cstorage.Image{Names: tc.names, Digest: digest.Digest(dig)})
+		if !slices.Equal(tags, tc.tags) || !slices.Equal(digests, tc.digests) {
+			t.Errorf("%s: tags %v, digests %v", what, tags, digests)
+		}
+	}
+}
+
+func TestPinnedNames(t *testing.T) {
+	img := Image{ID: strings.Repeat("a", 64), RepoTags: []string{"docker.io/library/pause:3"}, RepoDigests: []string{"a.b/c@" + dig}}
+	for name, want := range map[string]bool{
+		"pause:3": true, "docker.io/library/pause:3": true, "pause": false, "pause:33": false, "a.b/c@" + dig: true,
+		"a.b/c": false, img.ID: true, "sha256:" + img.ID: true, "": false, "PAUSE": false,
+	} {
+		if isPinned(&img, []string{name}) != want {
+			t.Errorf("pinned by %q: %v, want %v", name, !want, want)
+		}
+	}
+}
+
+func TestByPrefix(t *testing.T) {
+	s := &Images{}
+	s.index.Store(syntheticIndex("aa11", "aa12", "bb00"))
+	for prefix, want := range map[string]error{
+		"aa11": nil, "b": nil, "aa1": errdef.Invalid, "aa2": errdef.NotFound, "c": errdef.NotFound, "sha256:bb": nil,
+	} {
+		img, err := s.Resolve(t.Context(), prefix)
+		if !errors.Is(err, want) || err == nil && !strings.HasPrefix(img.ID, strings.TrimPrefix(prefix, "sha256:")) {
+			t.Errorf("%s: %v, %v; want %v", prefix, img.ID, err, want)
+		}
+	}
+}
+
+// syntheticIndex is an index of images whose ids begin with the given words, each tagged example.com/WORD:1.
+func syntheticIndex(words ...string) *index {
+	x := &index{byID: map[string]*entry{}, byName: map[string]string{}}
+	for _, w := range words {
+		id := w + strings.Repeat("0", 64-len(w))
+		name := "example.com/" + w
+		x.add(&cstorage.Image{ID: id, Names: []string{name + ":1", name + "@" + dig}}, facts{}, nil)
+	}
+	return x
+}
+
+func TestStatusOf(t *testing.T) {
+	for want, err := range map[int]error{
+		http.StatusTooManyRequests: docker.ErrTooManyRequests,
+		http.StatusUnauthorized:    docker.ErrUnauthorizedForCredentials{Err: errors.New("no")},
+		http.StatusNotFound:        errcode.Error{Code: v2.ErrorCodeManifestUnknown},
+		http.StatusForbidden:       errcode.Error{Code: errcode.ErrorCodeDenied},
+		http.StatusBadGateway:      docker.UnexpectedHTTPStatusError{StatusCode: http.StatusBadGateway},
+		0:                          errcode.Error{Code: errcode.ErrorCodeUnknown},
+	} {
+		wrapped := fmt.Errorf("one: %w", errors.Join(errors.New("two"), fmt.Errorf("three: %w", err)))
+		if got := statusOf(wrapped); got != want {
+			t.Errorf("%v: status %d, want %d", err, got, want)
+		}
+	}
+	if err := pullError(t.Context(), "a", syscall.ENOSPC); !errors.Is(err, errdef.Exhausted) {
+		t.Errorf("a full disk is %v", err)
+	}
+}
+
+func BenchmarkResolve(b *testing.B) {
+	var words []string
+	for i := range 500 {
+		words = append(words, fmt.Sprintf("%04x", i))
+	}
+	s := &Images{}
+	s.index.Store(syntheticIndex(words...))
+	for what, ref := range map[string]string{
+		"id":   words[7] + strings.Repeat("0", 60),
+		"name": "example.com/" + words[7] + ":1",
+	} {
+		b.Run(what, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := s.Resolve(b.Context(), ref); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("list", func(b *testing.B) {
+		for b.Loop() {
+			if all, err := s.List(b.Context()); err != nil || len(all) != 500 {
+				b.Fatal(len(all), err)
+			}
+		}
+	})
+}
