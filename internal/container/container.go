@@ -83,7 +83,8 @@ func (c *Container) Pause() bool { return c.plan.Pause }
 // Cgroup is the path of the container's own cgroup.
 func (c *Container) Cgroup() string { return c.plan.Cgroup }
 
-// Config is the configuration as it came. It is shared: do not change it.
+// Config is the configuration as it came. It is shared: do not change it. It is nil when the record could not be
+// read.
 func (c *Container) Config() *runtime.ContainerConfig { return c.config }
 
 // Status is what is known of the container now. It never waits.

@@ -60,7 +60,7 @@ type Runtime interface {
 	Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecResult, error)
 }
 
-// Monitors starts and finds the processes that outlive crid. Monitored makes one of a monitor.Launcher.
+// Monitors starts and finds the processes that outlive crid: a monitor.Launcher, whose processes are interfaces.
 type Monitors interface {
 	Start(ctx context.Context, s monitor.Spec) (Process, monitor.Ref, error)
 	Open(id string, ref monitor.Ref) (Process, error)

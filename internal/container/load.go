@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
@@ -200,7 +199,7 @@ func (c *Container) buryLost() error {
 // of it is collected at once where that is safe: where its record is not merely of another crid, and no monitor
 // of it is about.
 func (m *Manager) keepUnreadable(id string, cause error) {
-	c := m.newContainer(id, Plan{}, &runtime.ContainerConfig{})
+	c := m.newContainer(id, Plan{}, nil)
 	c.publish(Status{Life: Life{State: Exited, ExitCode: codeUnknown, Reason: reasonUnreadable, Message: cause.Error()}})
 	close(c.exited)
 	m.mu.Lock()

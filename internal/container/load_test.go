@@ -1,0 +1,408 @@
+package container
+
+import (
+	"context"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/monitor"
+)
+
+// restart ends one crid and starts another. meanwhile is what happens in between.
+func restart(t *testing.T, h *host, old *Manager, meanwhile func()) (*Manager, []error) {
+	t.Helper()
+	closeManager(t, old)
+	h.mu.Lock()
+	meanwhile()
+	h.mu.Unlock()
+	m := h.boot().open()
+	t.Cleanup(func() { closeManager(t, m) })
+	return m, m.Load(t.Context())
+}
+
+func loaded(t *testing.T, m *Manager, old *Container) *Container {
+	t.Helper()
+	c, err := m.Get(old.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestARunningContainerIsKnownAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		old := mustStart(t, m, h.request("web"))
+		m, errs := restart(t, h, m, func() {})
+		c := loaded(t, m, old)
+		was, is := old.Status(), c.Status()
+		if len(errs) > 0 || is.State != Running || is.PID != was.PID || !is.StartedAt.Equal(was.StartedAt) || is.LogPath != was.LogPath {
+			t.Fatalf("%v; was %+v, is %+v", errs, was, is)
+		}
+		if again := mustCreate(t, m, h.request("web")); again != c {
+			t.Error("a retry made a second container")
+		}
+		if out, err := c.Exec(t.Context(), []string{"id"}, 0, 100); err != nil || string(out.Stdout) != "id" {
+			t.Errorf("exec with the configuration of the bundle: %q, %v", out.Stdout, err)
+		}
+		if err := m.RemovePod(t.Context(), testPod); err != nil {
+			t.Fatal(err)
+		}
+		h.wantNothingLeft(m)
+	})
+}
+
+func TestWhatEndedMeanwhileIsNeverRunning(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		meanwhile func(h *host, id string, m *Manager)
+		boot      string
+		reason    string
+		code      int32
+	}{
+		{"exit", func(h *host, id string, _ *Manager) { h.mains[id].end(monitor.Exit{Code: 4}) }, "boot-1", ReasonError, 4},
+		{"reboot", func(h *host, _ string, _ *Manager) { h.wipe() }, "boot-2", ReasonReboot, 255},
+		{"monitor lost", func(h *host, id string, _ *Manager) {
+			h.mains[id].monitored = false
+			h.mains[id].end(monitor.Exit{})
+		}, "boot-1", ReasonUnrecorded, 255},
+	} {
+		for _, started := range []bool{true, false} {
+			t.Run(c.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					h, m := start(t)
+					old := mustCreate(t, m, h.request("web"))
+					if started {
+						if err := old.Start(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+					}
+					closeManager(t, m)
+					h.mu.Lock()
+					c.meanwhile(h, old.ID(), m)
+					h.mu.Unlock()
+					m = h.boot().open()
+					m.deps.Host.BootID = c.boot
+					defer closeManager(t, m)
+					if errs := m.Load(t.Context()); len(errs) > 0 {
+						t.Error(errs)
+					}
+					s := loaded(t, m, old).Status()
+					if s.State != Exited || s.Reason != c.reason || s.ExitCode != c.code || s.PID != 0 {
+						t.Errorf("got %+v", s)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestAStartThatWasNotRecorded(t *testing.T) {
+	for _, status := range []specs.ContainerState{specs.StateRunning, specs.StateCreated} {
+		t.Run(string(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, m := start(t)
+				old := mustCreate(t, m, h.request("web"))
+				m, errs := restart(t, h, m, func() { h.states[old.ID()] = status })
+				if len(errs) > 0 {
+					t.Error(errs)
+				}
+				c := loaded(t, m, old)
+				err := c.Start(t.Context()) // waits for the runtime's word on what has been done already
+				wantState(t, c, Running)
+				if status == specs.StateCreated && err != nil {
+					t.Errorf("start: %v", err)
+				}
+				_, starts := h.seen(c.ID())
+				if want := map[specs.ContainerState]int{specs.StateCreated: 1}[status]; starts != want {
+					t.Errorf("%d starts, want %d", starts, want)
+				}
+			})
+		})
+	}
+}
+
+func TestWhatCannotBeWatchedIsKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		old := mustStart(t, m, h.request("web"))
+		p := h.mains[old.ID()]
+		m, errs := restart(t, h, m, func() { p.ref.Start++ })
+		if len(errs) != 1 {
+			t.Errorf("errors %v", errs)
+		}
+		synctest.Wait()
+		if s := loaded(t, m, old).Status(); p.alive || s.State != Exited || s.Reason != ReasonUnrecorded {
+			t.Errorf("alive: %v, %+v", p.alive, s.Life)
+		}
+		if err := m.RemovePod(t.Context(), testPod); err != nil {
+			t.Error(err)
+		}
+		h.wantNothingLeft(m)
+	})
+}
+
+func TestABadRecordHurtsOneContainer(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		lives      bool // the container and its monitor are about
+		collected  bool
+	}{
+		{"power cut", "", false, true},
+		{"torn while it runs", `{"version":1,"record":{"`, true, false},
+		{"newer", `{"version":99,"record":{}}`, false, false},
+		{"config of nobody's", `{"version":1,"record":{"config":[1]}}`, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, m := start(t)
+				good := mustStart(t, m, h.request("good"))
+				bad := mustStart(t, m, h.request("bad"))
+				m, errs := restart(t, h, m, func() {
+					if !c.lives {
+						h.mains[bad.ID()].monitored = false
+						h.mains[bad.ID()].end(monitor.Exit{})
+						delete(h.cgroups, h.mains[bad.ID()].monitor) // named by the record alone
+					}
+					if err := os.WriteFile(filepath.Join(h.dir, "records", bad.ID()+".json"), []byte(c.text), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				})
+				if len(errs) != 1 || !strings.Contains(errs[0].Error(), bad.ID()) {
+					t.Errorf("errors %v", errs)
+				}
+				synctest.Wait()
+				wantState(t, loaded(t, m, good), Running)
+				if len(m.List()) != 1 {
+					t.Errorf("listed %d", len(m.List()))
+				}
+				left, err := m.Get(bad.ID())
+				if c.collected != (err != nil) {
+					t.Fatalf("collected: %v, want %v", err, c.collected)
+				}
+				if c.lives {
+					return
+				}
+				if left != nil {
+					if err := left.Remove(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := m.RemovePod(t.Context(), testPod); err != nil {
+					t.Error(err)
+				}
+				h.wantNothingLeft(m)
+			})
+		})
+	}
+}
+
+func TestCollectRemovesWhatNobodyKnows(t *testing.T) {
+	h, m := start(t)
+	kept := mustCreate(t, m, h.request("web"))
+	h.mu.Lock()
+	h.rootfs["lost"] = true
+	h.mu.Unlock()
+	if errs := m.Collect(t.Context()); len(errs) > 0 {
+		t.Error(errs)
+	}
+	if left := slices.Collect(maps.Keys(h.rootfs)); !slices.Equal(left, []string{kept.ID()}) {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestOnePauseForAPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		dead := make(chan string, 1)
+		m.OnPauseExit(func(podID string) { dead <- podID })
+		paths := make([]string, 8)
+		var wg sync.WaitGroup
+		for i := range paths {
+			wg.Go(func() {
+				var err error
+				if paths[i], err = m.StartPause(t.Context(), h.pod()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, p := range paths {
+			if p == "" || p != paths[0] {
+				t.Fatalf("paths %q", paths)
+			}
+		}
+		if pidns, started, gone := m.FindPause(testPod); pidns != paths[0] || !started || gone {
+			t.Errorf("found %q, %v, %v", pidns, started, gone)
+		}
+		if len(m.List()) != 0 || len(m.OfPod(testPod)) != 1 {
+			t.Errorf("listed %d, in the pod %d", len(m.List()), len(m.OfPod(testPod)))
+		}
+		_, err := m.Get(testPod)
+		wantKind(t, err, errdef.NotFound)
+
+		h.mu.Lock()
+		h.mains[PauseID(testPod)].end(monitor.Exit{Code: 137})
+		h.mu.Unlock()
+		if got := <-dead; got != testPod {
+			t.Errorf("told of %q", got)
+		}
+		if _, started, gone := m.FindPause(testPod); !started || !gone {
+			t.Error("a dead pause is not shown as dead")
+		}
+		_, err = m.StartPause(t.Context(), h.pod())
+		wantKind(t, err, errdef.Exists)
+		if err := m.RemovePod(t.Context(), testPod); err != nil {
+			t.Fatal(err)
+		}
+		h.wantNothingLeft(m)
+	})
+}
+
+func TestEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		events := m.deps.Events.(*event.Bus[event.Event]).Subscribe(ctx)
+		if err := story(t.Context(), h, m); err != nil {
+			t.Fatal(err)
+		}
+		var kinds []event.Kind
+		for e, err := range events {
+			if err != nil || e.PodID != testPod {
+				t.Fatal(e, err)
+			}
+			if kinds = append(kinds, e.Kind); e.Kind == event.Deleted {
+				break
+			}
+		}
+		if want := []event.Kind{event.Created, event.Started, event.Stopped, event.Deleted}; !slices.Equal(kinds, want) {
+			t.Errorf("kinds %v", kinds)
+		}
+	})
+}
+
+func TestGetByPrefix(t *testing.T) {
+	h, m := start(t)
+	a, b := mustCreate(t, m, h.request("a")), mustCreate(t, m, h.request("b"))
+	for n := len(a.ID()); a.ID()[:n] != b.ID()[:n]; n-- {
+		if c, err := m.Get(a.ID()[:n]); err != nil || c != a {
+			t.Fatalf("prefix of %d: %v, %v", n, c, err)
+		}
+	}
+	_, err := m.Get("no such")
+	wantKind(t, err, errdef.NotFound)
+	_, err = m.Get("")
+	wantKind(t, err, errdef.NotFound)
+	if users := m.ImageUsers(testImage().ID); len(users) != 2 {
+		t.Errorf("users %v", users)
+	}
+}
+
+func TestCloseLeavesContainersAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		c := mustStart(t, m, h.request("web"))
+		closeManager(t, m)
+		closeManager(t, m)
+		if alive, _ := h.seen(c.ID()); !alive {
+			t.Error("the end of crid ended a container")
+		}
+		wantKind(t, c.Stop(t.Context(), 0), errdef.Unavailable)
+		wantKind(t, c.Remove(t.Context()), errdef.Unavailable)
+		_, err := m.Create(t.Context(), h.request("late"))
+		wantKind(t, err, errdef.Unavailable)
+	})
+}
+
+func TestCloseIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		gate := h.hang("runtime start")
+		c := mustCreate(t, m, h.request("web"))
+		go func() { _ = c.Start(context.Background()) }() // ends when the gate opens
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		wantKind(t, m.Close(ctx), context.DeadlineExceeded)
+		close(gate)
+	})
+}
+
+func TestOrphans(t *testing.T) {
+	const main, mon = 10, 5
+	table := map[int]process{
+		mon:  {parent: 1},
+		main: {parent: mon},
+		11:   {parent: main}, // a child
+		12:   {parent: 11},   // a grandchild
+		13:   {parent: mon},  // a daemon in the host's PID namespace: the monitor is a subreaper
+		20:   {parent: 1},    // what an exec ran
+		21:   {parent: 20},   // and its child
+		30:   {parent: 1, first: true},
+		31:   {parent: 30}, // a daemon that the pause has inherited
+		40:   {parent: 41}, // whose parent has just ended
+	}
+	found := orphans([]int{0, main, 11, 12, 13, 20, 21, 31, 40, 99}, []int{main, mon}, func(pid int) (process, bool) {
+		p, ok := table[pid]
+		return p, ok
+	})
+	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, []int{20, 21}) {
+		t.Errorf("orphans %v", got)
+	}
+}
+
+func TestParseProcess(t *testing.T) {
+	stat := "77 (a) b (c) S 5 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9 9"
+	for status, first := range map[string]bool{"NSpid:\t77\n": false, "Name:\tx\nNSpid:\t77\t1\n": true, "NSpid:\t77\t12\n": false, "NSpid:\t1\n": false} {
+		p, ok := parseProcess([]byte(stat), []byte(status))
+		if !ok || p.parent != 5 || p.start != 4242 || p.first != first {
+			t.Errorf("%q: %+v, %v", status, p, ok)
+		}
+	}
+	for _, broken := range []string{"", "77", "77 (x) S 5"} {
+		if _, ok := parseProcess([]byte(broken), nil); ok {
+			t.Errorf("%q was understood", broken)
+		}
+	}
+}
+
+func TestKillExactlyTheProcessThatWasSeen(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, ok := readProcess(cmd.Process.Pid)
+	if !ok || p.parent != os.Getpid() {
+		t.Fatalf("read %+v, %v", p, ok)
+	}
+	if err := killExactly(cmd.Process.Pid, p.start+1); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Kill(cmd.Process.Pid, 0); err != nil {
+		t.Fatal("a process that only has the pid was killed")
+	}
+	if err := killExactly(cmd.Process.Pid, p.start); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(interface{ Signal() unix.Signal }).Signal() != unix.SIGKILL {
+		t.Errorf("ended by %v", err)
+	}
+	if err := killExactly(cmd.Process.Pid, p.start); err != nil {
+		t.Errorf("a process that is gone: %v", err)
+	}
+}
