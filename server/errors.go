@@ -42,7 +42,8 @@ func toStatus(err error) error {
 	}
 	for _, kind := range prefixed {
 		if errors.Is(err, kind) {
-			return status.Error(codes.Unknown, kind.Error()+": "+strings.TrimSuffix(err.Error(), ": "+kind.Error()))
+			rest := strings.TrimPrefix(err.Error(), kind.Error()+": ")
+			return status.Error(codes.Unknown, kind.Error()+": "+strings.TrimSuffix(rest, ": "+kind.Error()))
 		}
 	}
 	for _, k := range kinds {

@@ -94,6 +94,7 @@ func TestTheErrorsThatTheKubeletReadsComeFirst(t *testing.T) {
 		want string
 	}{
 		{fmt.Errorf("pull a:1: dial tcp: refused: %w", errdef.RegistryUnavailable), "RegistryUnavailable: pull a:1: dial tcp: refused"},
+		{fmt.Errorf("%w: pull a:1: refused", errdef.RegistryUnavailable), "RegistryUnavailable: pull a:1: refused"},
 		{fmt.Errorf("pull a:1: %w: no key", errdef.SignatureInvalid), "SignatureValidationFailed: pull a:1: "},
 	} {
 		h.images.err = c.err
