@@ -223,6 +223,7 @@ func (c *Crid) end() {
 	if err := c.Node.Stop(); err != nil {
 		c.t.Error("stop crid:", err)
 	}
+	c.removeBridge()
 	c.nothingLeft()
 }
 
@@ -230,6 +231,7 @@ func (c *Crid) removeAll() {
 	pods, err := c.Node.Runtime.ListPodSandbox(c.Context(), nil)
 	if err != nil {
 		c.t.Error("list pods:", err)
+		return
 	}
 	for _, pod := range pods {
 		if err := c.Node.Runtime.StopPodSandbox(c.Context(), pod.Id); err != nil {

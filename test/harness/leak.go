@@ -92,16 +92,25 @@ func (c *Crid) nothingLeft() {
 	}
 }
 
-// mayStay excuses the bridge, which belongs to the plugin, and crid's own private mounts, which a new crid
-// finds again.
+// mayStay excuses crid's own private mounts, which a new crid finds again.
 func (c *Crid) mayStay(kind, name string) bool {
-	switch kind {
-	case "link":
-		return strings.HasSuffix(name, shortName(c.t)) || strings.Contains(name, "ifb")
-	case "mount":
-		return !idPattern.MatchString(name)
+	return kind == "mount" && !idPattern.MatchString(name)
+}
+
+// removeBridge takes away what the bridge plugin keeps: the next test's bridge has the same subnet.
+func (c *Crid) removeBridge() {
+	c.t.Helper()
+	bridge, err := netlink.LinkByName(shortName(c.t))
+	var absent netlink.LinkNotFoundError
+	if errors.As(err, &absent) {
+		return
 	}
-	return false
+	if err == nil {
+		err = netlink.LinkDel(bridge)
+	}
+	if err != nil {
+		c.t.Error("remove the bridge:", err)
+	}
 }
 
 // noIDs fails the test for every file below root that is named after a pod or container. The image store is
