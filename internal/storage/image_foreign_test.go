@@ -2,6 +2,8 @@ package storage
 
 import (
 	"errors"
+	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -56,4 +58,43 @@ func TestLayersThatAreNoPlainDirectories(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	check(t, unix.Removexattr(dirs[1], "user.containers.override_stat"))
+}
+
+// TestKilledInAPull kills a crid that has unpacked one layer and waits for the other.
+func TestKilledInAPull(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	r.push(t, "a:1", simple(t, "a"))
+	top, err := layer(t, false, "top", "top of a").Digest()
+	check(t, err)
+	r.set(func(r *fakeRegistry) {
+		r.hold = func(_ http.ResponseWriter, req *http.Request) bool {
+			if strings.HasSuffix(req.URL.Path, top.Hex) {
+				<-req.Context().Done()
+			}
+			return false
+		}
+	})
+	cmd := w.command(t, "pull", r.host+"/a:1", w.RegistriesConf)
+	check(t, cmd.Start())
+	unpacked := func() bool {
+		dirs, err := filepath.Glob(filepath.Join(w.Root, "storage/overlay/*/diff/base"))
+		check(t, err)
+		return len(dirs) > 0
+	}
+	waitFor(t, unpacked)
+	check(t, cmd.Process.Kill())
+	if err := cmd.Wait(); err == nil {
+		t.Error("the pull ended well")
+	}
+	r.set(func(r *fakeRegistry) { r.hold = nil })
+	s := w.open(t)
+	if n := len(list(t, s)); n != 0 {
+		t.Errorf("%d images after the kill", n)
+	}
+	img := pull(t, s, r.host+"/a:1")
+	checkLayers(t, s, img.ID, "a")
+	if text := strings.Join(s.Warnings()[1:], "\n"); text != "" {
+		t.Errorf("warnings %s", text)
+	}
 }

@@ -1,23 +1,27 @@
 package storage
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"testing"
-
-	cstorage "go.podman.io/storage"
+	"time"
 )
 
 // toolEnv makes the test binary play another tool on the same store, as podman may be.
 const toolEnv = "CRID_STORAGE_TEST_TOOL"
 
-// playTool runs one verb: ROOT RUNROOT rmi|tag|run|rm ID [NAME].
+// playTool runs one verb: ROOT RUNROOT rmi|tag|run|rm ID [NAME], or, as another crid, pull NAME REGISTRIES.CONF.
 func playTool(args []string) int {
 	cfg := ImagesConfig{Root: args[0], RunRoot: args[1]}
-	store, err := openStore(cfg, args[0]+"/storage")
-	if err == nil {
-		err = useTool(store, args[2], args[3:])
+	var err error
+	if args[2] == "pull" {
+		cfg.RegistriesConf = args[4]
+		err = playPull(cfg, args[3])
+	} else {
+		err = playOther(cfg, args[2], args[3:])
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -26,7 +30,20 @@ func playTool(args []string) int {
 	return 0
 }
 
-func useTool(store cstorage.Store, verb string, args []string) error {
+func playPull(cfg ImagesConfig, ref string) error {
+	s, err := OpenImages(cfg)
+	if err != nil {
+		return err
+	}
+	_, err = s.Pull(context.Background(), ref, Auth{})
+	return errors.Join(err, s.Close())
+}
+
+func playOther(cfg ImagesConfig, verb string, args []string) error {
+	store, err := openStore(cfg, cfg.Root+"/storage")
+	if err != nil {
+		return err
+	}
 	switch verb {
 	case "rmi":
 		_, err := store.DeleteImage(args[0], true)
@@ -45,8 +62,14 @@ func useTool(store cstorage.Store, verb string, args []string) error {
 // tool runs the other tool in the world's store and returns what it said, and whether it succeeded.
 func (w *world) tool(t *testing.T, args ...string) (string, bool) {
 	t.Helper()
+	out, err := w.command(t, args...).CombinedOutput()
+	return string(out), err == nil
+}
+
+func (w *world) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", append([]string{w.Root, w.RunRoot}, args...)...)
 	cmd.Env = append(os.Environ(), toolEnv+"=1")
-	out, err := cmd.CombinedOutput()
-	return string(out), err == nil
+	cmd.WaitDelay = time.Second
+	return cmd
 }
