@@ -25,7 +25,8 @@ const (
 // system's own file under /etc/containers (or the distribution's under /usr/share/containers), which may be
 // absent; a path that is given must exist.
 type ImagesConfig struct {
-	Root              string // crid's root; the store is Root/storage
+	Root              string // crid's root
+	Store             string // the store; empty = Root/storage
 	RunRoot           string // crid's runroot; the store's volatile half is RunRoot/storage
 	RegistriesConf    string
 	RegistriesConfDir string
@@ -55,14 +56,14 @@ type Images struct {
 	close func() error       // shutdown, once
 }
 
-// OpenImages opens the store below cfg.Root, making it when there is none, and reads what it holds. An image
+// OpenImages opens the store, making it when there is none, and reads what it holds. An image
 // that cannot be used is left out and named in Warnings; it never fails the start.
 func OpenImages(cfg ImagesConfig) (*Images, error) {
 	return openImages(cfg, leaseIdle)
 }
 
 func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
-	root := filepath.Join(cfg.Root, "storage")
+	root := orElse(cfg.Store, filepath.Join(cfg.Root, "storage"))
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
