@@ -39,7 +39,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtime.Container
 	if err != nil {
 		return nil, err
 	}
-	if c.Config() == nil {
+	if c.Config().GetMetadata().GetName() == "" {
 		return nil, fmt.Errorf("container %s: its record cannot be read, remove it: %w", c.ID(), errdef.Unavailable)
 	}
 	resp := &runtime.ContainerStatusResponse{Status: toContainerStatus(c)}

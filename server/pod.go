@@ -130,8 +130,8 @@ func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtime.ListPodSan
 	return resp, nil
 }
 
-// getPod returns the pod, or NotFound; a pod without a configuration is one whose record cannot be read,
-// and nothing can be told of it.
+// getPod returns the pod, or NotFound; of a pod whose record cannot be read not even the name is known, and
+// nothing can be told.
 func (s *Server) getPod(id string) (Pod, error) {
 	if err := checkName("pod_sandbox_id", id, true); err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ func (s *Server) getPod(id string) (Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	if pod.Config() == nil {
+	if pod.Config().GetMetadata().GetName() == "" {
 		return nil, fmt.Errorf("pod %s: its record cannot be read, remove it: %w", id, errdef.Unavailable)
 	}
 	return pod, nil

@@ -41,7 +41,7 @@ func (s *runtimeService) Status(_ context.Context, r *runtime.StatusRequest) (*r
 			toCondition(runtime.NetworkReady, s.network()),
 		}},
 		RuntimeHandlers: toHandlers(s.facts.Handlers),
-		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	if !r.GetVerbose() {
 		return resp, nil

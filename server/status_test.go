@@ -45,7 +45,7 @@ func TestStatusTellsReadinessHandlersAndFeatures(t *testing.T) {
 		RuntimeHandlers: []*runtime.RuntimeHandler{
 			{Name: "", Features: rro}, {Name: "crun", Features: rro}, {Name: "runc", Features: &runtime.RuntimeHandlerFeatures{}},
 		},
-		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	})
 	verbose, err := h.runtime.Status(t.Context(), &runtime.StatusRequest{Verbose: true})
 	if err != nil {

@@ -113,10 +113,12 @@ func (r *rooms) openImages(context.Context) error {
 	var err error
 	r.images, err = storage.OpenImages(storage.ImagesConfig{
 		Root:              r.cfg.Root,
+		Store:             r.cfg.Images.Storage,
 		RunRoot:           r.cfg.Runroot,
 		RegistriesConf:    r.cfg.Images.RegistriesConf,
 		RegistriesConfDir: r.cfg.Images.RegistriesConfDir,
 		PolicyPath:        r.cfg.Images.SignaturePolicy,
+		AuthFile:          r.cfg.Images.AuthFile,
 		Pinned:            r.cfg.Images.Pinned,
 	})
 	if err != nil {

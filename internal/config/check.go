@@ -36,9 +36,9 @@ func (c Config) check(from origin) []error {
 	k.sysctls(c.DefaultSysctls)
 	k.network(c.Network)
 	k.runtimes(c)
-	for _, pattern := range c.Images.Pinned {
-		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
-			k.fault("images.pinned", "%q is no image name or glob, such as registry.k8s.io/pause:*", pattern)
+	for _, name := range c.Images.Pinned {
+		if name == "" || strings.ContainsAny(name, " *?[") {
+			k.fault("images.pinned", "%q is no image name, such as registry.k8s.io/pause:3.10", name)
 		}
 	}
 	return k.faults
@@ -64,6 +64,7 @@ func (k *checker) paths(c Config) {
 	k.absoluteOrEmpty("images.registries_conf", c.Images.RegistriesConf)
 	k.absoluteOrEmpty("images.registries_conf_dir", c.Images.RegistriesConfDir)
 	k.absoluteOrEmpty("images.signature_policy", c.Images.SignaturePolicy)
+	k.absoluteOrEmpty("images.auth_file", c.Images.AuthFile)
 	k.program("conmon", c.Conmon)
 	if filepath.Clean(c.Root) == filepath.Clean(c.Runroot) {
 		k.fault("runroot", "%q is the root as well; the two must be different directories", c.Runroot)

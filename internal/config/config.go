@@ -40,6 +40,7 @@ type Images struct {
 	RegistriesConf    string   `toml:"registries_conf"`
 	RegistriesConfDir string   `toml:"registries_conf_dir"`
 	SignaturePolicy   string   `toml:"signature_policy"`
+	AuthFile          string   `toml:"auth_file"`
 	Pinned            []string `toml:"pinned"`
 	ImageVolumes      string   `toml:"image_volumes"`
 }
@@ -75,14 +76,6 @@ func Default() Config {
 			"runc": {Path: "runc", AllowedAnnotations: []string{}},
 		},
 	}
-}
-
-// ImageStore is the directory of the image store.
-func (c Config) ImageStore() string {
-	if c.Images.Storage != "" {
-		return c.Images.Storage
-	}
-	return filepath.Join(c.Root, "storage")
 }
 
 // RuntimeRoot is the directory where the runtime of the handler name keeps its state.
