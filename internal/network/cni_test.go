@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -193,7 +194,14 @@ func TestHangingPluginIsKilled(t *testing.T) {
 	if took := time.Since(start); took > pluginDrain {
 		t.Errorf("a plugin and its child with the same pipes were waited for: %s", took)
 	}
+	waitFor(t, "the plugin's child is dead, too", func() bool { return !isRunning(p.child()) })
 	must(t, p.cni.Del(t.Context(), r))
+}
+
+// isRunning tells whether the process is there and no zombie.
+func isRunning(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
 // A plugin may leave a daemon behind; that is no failure.
@@ -205,6 +213,7 @@ func TestPluginThatLeavesADaemon(t *testing.T) {
 	if _, err := p.cni.Add(t.Context(), p.prepare("pod-1")); err != nil {
 		t.Error(err)
 	}
+	must(t, syscall.Kill(p.child(), syscall.SIGKILL))
 }
 
 func TestAddresses(t *testing.T) {

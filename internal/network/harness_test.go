@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ const inside = "CRID_NETWORK_TEST_INSIDE"
 // namespace of their own when it can.
 func TestMain(m *testing.M) {
 	if command := os.Getenv("CNI_COMMAND"); command != "" {
-		os.Exit(playPlugin(command))
+		syscall.Exit(playPlugin(command)) // not os.Exit, which lingers for a second under the race detector
 	}
 	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
 		os.Exit(m.Run())
@@ -86,14 +87,18 @@ func playPlugin(command string) int {
 	if raw, err := os.ReadFile(filepath.Join(dir, plugin+".json")); err == nil && json.Unmarshal(raw, &s) != nil {
 		return 9
 	}
-	return s.play(command)
+	return s.play(command, dir)
 }
 
-func (s script) play(command string) int {
+func (s script) play(command, dir string) int {
 	if s.Hang[command] || s.Daemon {
 		child := exec.Command("sleep", "60")
 		child.Stdout, child.Stderr = os.Stdout, os.Stderr
 		if child.Start() != nil {
+			return 9
+		}
+		pid := filepath.Join(dir, "child")
+		if os.WriteFile(pid+".new", []byte(strconv.Itoa(child.Process.Pid)), 0o600) != nil || os.Rename(pid+".new", pid) != nil {
 			return 9
 		}
 		if s.Hang[command] {
@@ -184,6 +189,16 @@ func (p *plugs) calls() (names []string, all []call) {
 	}
 	must(p.t, os.Remove(filepath.Join(p.bin, "calls")))
 	return names, all
+}
+
+// child is the pid of what the last plugin to hang, or to leave a daemon, has started.
+func (p *plugs) child() int {
+	p.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(p.bin, "child"))
+	must(p.t, err)
+	pid, err := strconv.Atoi(string(raw))
+	must(p.t, err)
+	return pid
 }
 
 // prepare is Prepare of a plain request.

@@ -19,6 +19,7 @@ import (
 const (
 	lookEvery      = 30 * time.Second // at plugins, and for events that the kernel dropped
 	lookFirst      = time.Second      // after a failure; doubled up to lookEvery
+	lookMissing    = 5 * time.Second  // the most while a plugin is not installed: looking is cheap
 	statusDeadline = 10 * time.Second // of one round of STATUS
 )
 
@@ -137,17 +138,18 @@ func (f *follower) answered(ctx context.Context, err error) {
 
 // schedule sets the next look: soon after a failure, later after more of them.
 func (f *follower) schedule() {
-	if v := f.cni.view.Load(); v.net == nil || v.missing == nil && v.status == nil {
+	v := f.cni.view.Load()
+	if v.net == nil || v.missing == nil && v.status == nil {
 		f.failures = 0
 		f.timer.Reset(lookEvery)
 		return
 	}
-	delay := lookEvery
-	if f.failures < 5 {
-		delay = lookFirst << f.failures
+	limit := lookEvery
+	if v.missing != nil {
+		limit = lookMissing
 	}
+	f.timer.Reset(min(lookFirst<<min(f.failures, 5), limit))
 	f.failures++
-	f.timer.Reset(delay)
 }
 
 // aim makes the watcher watch the configuration directory, what is in it and its parent, or the nearest

@@ -196,7 +196,13 @@ func TestHangingStatus(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	must(t, p.cni.Watch(ctx))
+	waitFor(t, "the plugin hangs", func() bool {
+		_, err := os.Stat(filepath.Join(p.bin, "child"))
+		return err == nil
+	})
 	wantUnready(t, p.cni, errUnasked.Error())
 	p.write("10-net.conflist", conflist("net", "1.0.0", "quick"))
 	wantReady(t, p.cni)
+	cancel()
+	waitFor(t, "the plugin is killed", func() bool { return !isRunning(p.child()) })
 }
