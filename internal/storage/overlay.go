@@ -99,7 +99,7 @@ func mountByOptions(o overlay) error {
 	defer release()
 	options := fmt.Sprintf("volatile,upperdir=%s,workdir=%s,lowerdir=%s", paths[0], paths[1], strings.Join(paths[2:], ":"))
 	if len(options) > optionsLimit {
-		return fmt.Errorf("image of %d layers: this kernel mounts about 200, Linux 6.8 has no such limit: %w", len(o.lower), errdef.Unsupported)
+		return fmt.Errorf("image of %d layers: this kernel mounts about 200, one with the overlay parameter lowerdir+ has no such limit: %w", len(o.lower), errdef.Unsupported)
 	}
 	if err := unix.Mount("overlay", o.target, "overlay", 0, options); err != nil {
 		return fmt.Errorf("mount overlay at %s: %w", o.target, err)
