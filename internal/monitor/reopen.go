@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -47,10 +48,11 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 	if err := watcher.Add(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("watch log directory: %w", err)
 	}
-	old, err := os.Stat(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	old, closeOld, err := hold(path)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, closeOld()) }()
 	if err := p.command(reopenCommand); err != nil {
 		return err
 	}
@@ -65,6 +67,21 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// hold opens the file at path, if there is one, so that its inode cannot become that of a new file.
+func hold(path string) (info fs.FileInfo, closeFile func() error, err error) {
+	f, err := os.OpenFile(path, unix.O_PATH, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, func() error { return nil }, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if info, err = f.Stat(); err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return info, f.Close, nil
 }
 
 // isNew tells whether a file other than old is at path.
