@@ -59,10 +59,8 @@ func internal(method string) error {
 	return status.Errorf(codes.Internal, "%s: crid has a fault, its log says where", method)
 }
 
-// draining is what a call gets that arrives, or still waits, while crid stops.
-func draining() error {
-	return status.Error(codes.Unavailable, "crid is stopping")
-}
+// errDraining is what a stream gets when crid stops.
+var errDraining = status.Error(codes.Unavailable, "crid is stopping")
 
 // isUnimplemented tells a call that crid does not have.
 func isUnimplemented(err error) bool { return status.Code(err) == codes.Unimplemented }

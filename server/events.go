@@ -31,7 +31,7 @@ func (s *runtimeService) GetContainerEvents(_ *runtime.GetEventsRequest, stream 
 	if stream.Context().Err() != nil {
 		return stream.Context().Err()
 	}
-	return draining()
+	return errDraining
 }
 
 // untilEnd returns a context that also ends when crid stops.

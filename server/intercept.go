@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"path"
 	"runtime/debug"
@@ -58,9 +59,9 @@ func (g *gate) enter(ctx context.Context, fullMethod string, req any) func(resp 
 	}
 }
 
-// gravity is debug where the client went away by itself: that is no news.
+// gravity is debug where the client went away by itself, or crid does: that is no news.
 func (g *gate) gravity(ctx context.Context, err error) slog.Level {
-	if ctx.Err() == context.Canceled || isUnimplemented(err) {
+	if ctx.Err() == context.Canceled || isUnimplemented(err) || errors.Is(err, errDraining) {
 		return slog.LevelDebug
 	}
 	return slog.LevelWarn

@@ -23,7 +23,7 @@ func lock(dir string) (*os.File, error) {
 	}
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = fmt.Errorf("%s is in use by another crid, pid %s", dir, holder(file))
+		err = fmt.Errorf("in use by another crid, pid %s", holder(file))
 	}
 	if err == nil {
 		err = sign(file)

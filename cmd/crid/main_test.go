@@ -118,7 +118,7 @@ func TestASecondCridIsToldWhoHoldsTheRoot(t *testing.T) {
 	if said, err := readLine(out); err != nil || said != "locked" {
 		t.Fatalf("the holder says %q, %v", said, err)
 	}
-	if _, err := lock(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%s is in use by another crid, pid %d", dir, holder.Process.Pid)) {
+	if _, err := lock(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("lock %s: in use by another crid, pid %d", dir, holder.Process.Pid)) {
 		t.Errorf("got %v", err)
 	}
 	if err := in.Close(); err != nil {

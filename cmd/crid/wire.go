@@ -47,14 +47,48 @@ func (r *rooms) info(inForce any) map[string]any {
 		unread = append(unread, fmt.Sprintf("pod %s: %v", b.PodID, b.Err))
 	}
 	return map[string]any{
-		"config":     inForce,
-		"handlers":   r.programs.facts,
-		"host":       r.host,
-		"warnings":   listed(slices.Concat(r.warnings, r.images.Warnings(), r.rootfs.Warnings())),
-		"operations": map[string]any{"pods": listed(r.pods.InFlight()), "containers": listed(r.containers.InFlight())},
-		"tombstones": listed(r.pods.Tombstones()),
-		"unreadable": listed(unread),
+		"config": inForce,
+		"crid": map[string]any{ // one object: crictl shows objects as such, and lists as text
+			"handlers":   r.handlerInfo(),
+			"kernel":     r.host.Kernel,
+			"cgroups":    r.host.Cgroup.String(),
+			"warnings":   listed(slices.Concat(r.warnings, r.images.Warnings(), r.rootfs.Warnings())),
+			"operations": r.operationInfo(),
+			"tombstones": listed(r.pods.Tombstones()),
+			"unreadable": listed(unread),
+		},
 	}
+}
+
+func (r *rooms) handlerInfo() []map[string]any {
+	var all []map[string]any
+	for _, h := range r.programs.facts {
+		all = append(all, map[string]any{
+			"name": h.Name, "path": h.Path, "version": h.Version, "specVersion": h.SpecVersion,
+			"recursiveReadOnly": h.RecursiveReadOnly,
+		})
+	}
+	return all
+}
+
+// operation is something in flight, as Status tells it.
+type operation struct {
+	Kind      string `json:"kind"`
+	Pod       string `json:"pod"`
+	Container string `json:"container,omitempty"`
+	Stage     string `json:"stage"`
+	Age       string `json:"age"`
+}
+
+func (r *rooms) operationInfo() []operation {
+	all := []operation{}
+	for _, o := range r.pods.InFlight() {
+		all = append(all, operation{Kind: o.Kind + " pod " + o.Key.String(), Pod: o.PodID, Stage: o.Stage, Age: o.Age.String()})
+	}
+	for _, o := range r.containers.InFlight() {
+		all = append(all, operation{Kind: "container", Pod: o.PodID, Container: o.ContainerID, Stage: o.Stage, Age: time.Since(o.Since).String()})
+	}
+	return all
 }
 
 // listed is the list as JSON shows it to people: [] rather than null.
