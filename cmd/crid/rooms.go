@@ -14,6 +14,7 @@ import (
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/container"
+	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/host"
@@ -30,8 +31,12 @@ import (
 // keptEvents is how many events a slow reader may fall behind.
 const keptEvents = 4096
 
-// gcTimeout bounds the network's garbage collection at start, behind everything else.
-const gcTimeout = 2 * time.Minute
+// The network's garbage is collected once after the start, behind everything else: CNI forbids it beside an
+// attachment in progress, so it is tried at these intervals until a moment is quiet.
+const (
+	gcInterval = 10 * time.Second
+	gcTimeout  = 5 * time.Minute
+)
 
 // rooms is everything that the server stands on.
 type rooms struct {
@@ -281,8 +286,26 @@ func (r *rooms) collect(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
 	defer cancel()
-	if err := r.network.GC(ctx, r.pods.Attachments); err != nil {
-		r.log.Warn("collecting network attachments that no pod has; the next start tries again", "err", err)
+	again := time.NewTicker(gcInterval)
+	defer again.Stop()
+	for {
+		err := r.network.GC(ctx, r.pods.Attachments)
+		if !errors.Is(err, errdef.Unavailable) {
+			r.tellGC(err)
+			return
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			r.tellGC(err)
+			return
+		}
+	}
+}
+
+func (r *rooms) tellGC(err error) {
+	if err != nil {
+		r.log.Warn("network attachments that no pod has may be left; the next start tries again", "err", err)
 	}
 }
 
