@@ -19,11 +19,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/crid/crid/internal/asm"
 )
 
 // programs are the programs by GOARCH.
-func programs() map[string]program {
-	return map[string]program{"amd64": amd64(), "arm64": arm64()}
+func programs() map[string]asm.Program {
+	return map[string]asm.Program{"amd64": amd64(), "arm64": arm64()}
 }
 
 func main() {
@@ -41,7 +43,7 @@ func main() {
 func generate(dir string) error {
 	all := programs()
 	for _, arch := range slices.Sorted(maps.Keys(all)) {
-		binary, err := all[arch].link()
+		binary, err := all[arch].Link()
 		if err != nil {
 			return fmt.Errorf("assemble for %s: %w", arch, err)
 		}

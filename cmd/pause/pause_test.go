@@ -36,7 +36,7 @@ func TestEmbeddedFilesAreGenerated(t *testing.T) {
 
 func TestFilesAreSoundELF(t *testing.T) {
 	for arch, p := range programs() {
-		binary, err := p.link()
+		binary, err := p.Link()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,7 +47,7 @@ func TestFilesAreSoundELF(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", arch, err)
 		}
-		if f.Type != elf.ET_EXEC || f.Machine != p.machine || len(f.Progs) != 2 {
+		if f.Type != elf.ET_EXEC || f.Machine != p.Machine || len(f.Progs) != 2 {
 			t.Errorf("%s: %+v", arch, f.FileHeader)
 		}
 		load := f.Progs[0]
