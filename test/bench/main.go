@@ -92,6 +92,14 @@ func (f flags) given() error {
 	return f.measure(context.Background(), all)
 }
 
+// conflist is the network that crid and its peer share: the standard bridge and portmap, IPv4.
+func conflist() string {
+	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "bench", "plugins": [
+  {"type": "bridge", "bridge": "bench0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.87.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}]}`, filepath.Join(isolate.Scratch(), "leases"))
+}
+
 // own starts what is measured.
 func (f flags) own() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
@@ -110,7 +118,7 @@ func (f flags) own() error {
 		return err
 	}
 	defer log.Close()
-	n, err := node.Start(ctx, node.Options{Name: "bench", Binary: filepath.Join(bin, "crid"), Registry: registry, Runtime: f.runtime, Output: log, Quiet: true})
+	n, err := node.Start(ctx, node.Options{Name: "bench", Binary: filepath.Join(bin, "crid"), Registry: registry, Runtime: f.runtime, Output: log, Quiet: true, Conflist: conflist()})
 	if err != nil {
 		return err
 	}

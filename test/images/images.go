@@ -1,5 +1,5 @@
 // Package images builds the images that crid's tests and demo run, from what is on the machine, and pushes
-// them to a registry. It does not know crid.
+// them to a registry. Of crid it knows the pause program alone.
 package images
 
 import (
@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/crid/crid/internal/pause"
 )
 
 // The images, as repository:tag below the registry's address.
@@ -29,6 +31,7 @@ const (
 	Volume  = "crid/volume:1"     // busybox with VOLUME /data that holds a file of user 1001
 	User    = "crid/user:1"       // busybox with USER app, who is 1000 and in group 50000
 	Pausing = "crid/stopsignal:1" // busybox with STOPSIGNAL SIGUSR1
+	Pause   = "crid/pause:1"      // a pause alone, for peers that run one in every pod
 )
 
 // Builder makes the images. Web is the path of the compiled test/web.
@@ -48,6 +51,7 @@ func (b Builder) Push(ctx context.Context, registry string) error {
 		Volume:  volume,
 		User:    user,
 		Pausing: stopSignal,
+		Pause:   func(v1.Image) (remote.Taggable, error) { return pauseImage() },
 	} {
 		img, err := make(base)
 		if err != nil {
@@ -167,6 +171,12 @@ func stopSignal(base v1.Image) (remote.Taggable, error) {
 	var l layer
 	l.text("etc/stopsignal", "SIGUSR1\n")
 	return l.image(base, func(c *v1.Config) { c.StopSignal = "SIGUSR1" })
+}
+
+func pauseImage() (remote.Taggable, error) {
+	var l layer
+	l.add(tar.Header{Name: "pause", Typeflag: tar.TypeReg, Mode: 0o755}, pause.Binary())
+	return l.image(empty.Image, func(c *v1.Config) { c.Entrypoint, c.User = []string{"/pause"}, "65535:65535" })
 }
 
 // layer collects the entries of a layer; the first failure is told by image.
