@@ -64,6 +64,26 @@ type closer struct {
 	end  func(ctx context.Context) error
 }
 
+// lastWord is what each room has even when the others took all the time: records are synced in it.
+const lastWord = 100 * time.Millisecond
+
+// within ends the room, or gives up on it with ctx: a layer that is being unpacked, say, cannot be interrupted.
+func (c closer) within(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go func() { ended <- c.end(ctx) }() // ends with the room, or with the process
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(lastWord):
+		return ctx.Err()
+	}
+}
+
 // openRooms builds all rooms, in the order in which they stand on each other. After an error nothing is left
 // open.
 func openRooms(ctx context.Context, cfg config.Config, log *slog.Logger) (*rooms, error) {
@@ -90,7 +110,7 @@ func (r *rooms) close(ctx context.Context) error {
 	for len(r.closers) > 0 {
 		last := r.closers[len(r.closers)-1]
 		r.closers = r.closers[:len(r.closers)-1]
-		if err := last.end(ctx); err != nil {
+		if err := last.within(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("close %s: %w", last.name, err))
 		}
 	}

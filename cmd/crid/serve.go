@@ -17,8 +17,9 @@ import (
 	"github.com/crid/crid/server"
 )
 
-// closeGrace is what the rooms have to end, after the server had its own grace: ten seconds together.
-const closeGrace = 2 * time.Second
+// closeGrace is what the rooms have to end, lastWord of each aside, after the server had its own grace: ten
+// seconds together.
+const closeGrace = 1500 * time.Millisecond
 
 // serve is the life of the daemon. It returns nil once it was told to end, by SIGTERM or SIGINT.
 func serve(ctx context.Context, cfg config.Config) error {
