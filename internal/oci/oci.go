@@ -5,14 +5,18 @@ package oci
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -73,10 +77,36 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 		args = []string{"--force", id}
 	}
 	_, err := r.run(ctx, call{verb: "delete", args: args, limit: slowVerb})
-	if err != nil && r.absent(id) {
+	if err == nil {
+		return r.sweep(id)
+	}
+	if r.absent(id) {
 		return nil
 	}
 	return err
+}
+
+// sweep removes what the runtime left of the deleted container id: runc before 1.2 cannot remove a directory in
+// which it left a copy of itself mounted when it was killed, and yet says that it has.
+func (r *Runtime) sweep(id string) error {
+	if id == "" || filepath.Base(id) != id {
+		return nil // names no directory of ours
+	}
+	dir := filepath.Join(r.cfg.Root, id)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		unmounted := unix.Unmount(filepath.Join(dir, e.Name()), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if unmounted != nil && !errors.Is(unmounted, unix.EINVAL) { // not a mount point
+			err = errors.Join(err, unmounted)
+		}
+	}
+	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
+		return fmt.Errorf("%s delete of container %s: clear its state: %w", r.cfg.Name, id, err)
+	}
+	return nil
 }
 
 // State asks the runtime what it knows of container id; errdef.NotFound when it knows nothing.

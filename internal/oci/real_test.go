@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
@@ -180,6 +181,29 @@ func TestAContainersLife(t *testing.T) {
 	})
 }
 
+func TestAMountOfTheRuntimesIsSwept(t *testing.T) {
+	each(t, func(t *testing.T, b box) {
+		dir := filepath.Join(b.r.cfg.Root, b.id)
+		left := filepath.Join(dir, "runc.ABCDEF")
+		if err := os.WriteFile(left, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(b.r.cfg.Path, left, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		err := b.r.Delete(t.Context(), b.id, true)
+		if b.r.cfg.Name == "crun" && err != nil { // which never mounts there, and says so
+			err = errors.Join(unix.Unmount(left, unix.MNT_DETACH), b.r.Delete(t.Context(), b.id, true))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", dir, err)
+		}
+	})
+}
+
 func TestAnUnknownContainer(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
 		ctx := t.Context()
@@ -272,10 +296,10 @@ func TestNothingOfATimedOutCommandLives(t *testing.T) {
 			"(setsid sleep 4331 &) ; sleep 4331",
 			"setsid sh -c 'setsid sleep 4331 & setsid sleep 4331 & exit' & sleep 4331",
 			"(setsid sleep 4331 >/dev/null 2>&1 </dev/null &) ; (setsid sleep 4331 &) ; sleep 4331",
-			"f() { f & f & sleep 4331; }; f", // as many as the container's limit of pids allows
+			"f() { f & f & sleep 4331; }; f & exec sleep 4331", // as many as the container's limit of pids allows
 		} {
 			began := time.Now()
-			_, err := b.exec(t.Context(), time.Second, shell)
+			_, err := b.exec(t.Context(), 500*time.Millisecond, shell)
 			if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 5*time.Second {
 				t.Errorf("%s: %v after %v", shell, err, time.Since(began))
 			}

@@ -31,8 +31,10 @@ const (
 	lowMark   = uint64(1) << 61  // marks are random numbers from here up to twice that
 )
 
-// killing is how long killed processes may take to die.
-const killing = 5 * time.Second
+const (
+	killing  = 5 * time.Second // how long killed processes may take to die
+	starting = 2 * time.Second // how long a runtime may go on starting a command that is to be killed
+)
 
 // newMark returns a value that no process has as its soft RLIMIT_LOCKS and that crid's children may set.
 func newMark() (uint64, error) {
@@ -102,23 +104,39 @@ func bears(pid int, mark uint64) bool {
 	return found && len(fields) > 0 && string(fields[0]) == strconv.FormatUint(mark, 10)
 }
 
-// kill kills the runtime and all that the command started, and waits until they are dead.
+// kill kills all that the command started, and waits until it is dead and the runtime has ended. A runtime that
+// is still about to start the command is waited for: killed in the wrong millisecond, runc before 1.2 leaves a mount
+// behind. Nothing tells when the command begins, hence the short looks.
 func (x *execution) kill() error {
-	// What the runtime has not marked yet is still its descendant, and ends or is killed with it.
-	young := descendants(x.cmd.Process.Pid)
-	_ = x.cmd.Process.Kill() // it may have ended: then there is nothing to kill
 	ctx, cancel := context.WithTimeout(context.Background(), killing)
 	defer cancel()
+	patience := time.After(starting)
+	for next := time.Millisecond; ; next = min(2*next, 20*time.Millisecond) {
+		if err := x.killMarked(ctx); err != nil {
+			return errors.Join(err, x.killRuntime(ctx))
+		}
+		select {
+		case <-x.ended:
+			return x.killMarked(ctx)
+		case <-patience:
+			return x.killRuntime(ctx)
+		case <-time.After(next):
+		}
+	}
+}
+
+// killRuntime kills the runtime with its descendants, and what it has started meanwhile.
+func (x *execution) killRuntime(ctx context.Context) error {
+	young := descendants(x.cmd.Process.Pid)
+	_ = x.cmd.Process.Kill() // it may have ended: then there is nothing to kill
 	err := strike(young)
 	closeAll(young)
-	if err = errors.Join(err, x.killMarked(ctx)); err != nil {
-		return fmt.Errorf("kill what the command started: %w", err)
-	}
+	err = errors.Join(err, x.killMarked(ctx))
 	select {
 	case <-x.ended:
-		return nil
+		return err
 	case <-ctx.Done():
-		return fmt.Errorf("kill the runtime: %w", ctx.Err())
+		return errors.Join(err, fmt.Errorf("kill the runtime: %w", ctx.Err()))
 	}
 }
 
@@ -128,8 +146,11 @@ func (x *execution) killMarked(ctx context.Context) error {
 	struck := map[int]bool{}
 	for {
 		all, err := x.marked()
-		if err != nil || len(all) == 0 {
-			return err
+		if err != nil {
+			return fmt.Errorf("kill what the command started: %w", err)
+		}
+		if len(all) == 0 {
+			return nil
 		}
 		known := len(struck)
 		for _, p := range all {
@@ -141,7 +162,7 @@ func (x *execution) killMarked(ctx context.Context) error {
 		}
 		closeAll(all)
 		if err = errors.Join(err, ctx.Err()); err != nil {
-			return err
+			return fmt.Errorf("kill what the command started: %w", err)
 		}
 	}
 }
