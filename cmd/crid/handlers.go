@@ -54,7 +54,7 @@ func (p *programs) probe(ctx context.Context, cfg config.Config, tree *cgroup.Tr
 		switch {
 		case err == nil:
 			rt := oci.New(oci.Config{Name: name, Path: path, Root: cfg.RuntimeRoot(name), Cgroups: tree})
-			err = p.add(ctx, name, rt)
+			err = p.add(ctx, name, rt, cfg.Runtimes[name].AllowedAnnotations)
 		case cfg.DefaultRuntime != name && !filepath.IsAbs(cfg.Runtimes[name].Path):
 			continue
 		default:
@@ -75,7 +75,7 @@ func (p *programs) probe(ctx context.Context, cfg config.Config, tree *cgroup.Tr
 	return nil
 }
 
-func (p *programs) add(ctx context.Context, name string, rt *oci.Runtime) error {
+func (p *programs) add(ctx context.Context, name string, rt *oci.Runtime, annotations []string) error {
 	found, err := rt.Probe(ctx)
 	if err != nil {
 		return err
@@ -83,7 +83,7 @@ func (p *programs) add(ctx context.Context, name string, rt *oci.Runtime) error 
 	if err := os.MkdirAll(rt.Config().Root, 0o700); err != nil {
 		return fmt.Errorf("handler %s: make its state directory: %w", name, err)
 	}
-	p.handlers[name] = container.Handler{Fact: found, Runtime: rt}
+	p.handlers[name] = container.Handler{Fact: found, Runtime: rt, AllowedAnnotations: annotations}
 	p.facts = append(p.facts, found)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -305,6 +306,16 @@ func TestHandlersAreFoundAndOrdered(t *testing.T) {
 			}
 			p.tell(slog.New(slog.DiscardHandler))
 		})
+	}
+}
+
+func TestHandlersKeepWhatTheyAreAllowed(t *testing.T) {
+	played(t, map[string]string{"crid-test-a": works})
+	cfg := onlyThese(t, "a")
+	cfg.Runtimes["a"] = config.Runtime{Path: "crid-test-a", AllowedAnnotations: []string{"example.com/*"}}
+	p, err := findPrograms(t.Context(), cfg, &cgroup.Tree{})
+	if err != nil || !slices.Equal(p.handlers["a"].AllowedAnnotations, []string{"example.com/*"}) {
+		t.Errorf("got %+v, %v", p.handlers["a"], err)
 	}
 }
 
