@@ -82,6 +82,7 @@ type Process interface {
 type Rootfs interface {
 	Mount(ctx context.Context, id, imageID string) (path string, err error)
 	Volume(ctx context.Context, id, dest string) (hostDir string, err error)
+	Unmount(id string) error // what it holds stays
 	Remove(ctx context.Context, id string) error
 	List() ([]string, error)
 }

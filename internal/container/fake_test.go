@@ -41,6 +41,7 @@ type host struct {
 	mains    map[string]*mainProcess          // by container id
 	cgroups  map[string]bool
 	rootfs   map[string]bool
+	mounted  map[string]bool                 // of rootfs
 	states   map[string]specs.ContainerState // what the runtime keeps
 	holds    int
 	pid      int
@@ -92,7 +93,7 @@ func newHost(t *testing.T) *host {
 // wipe is what a reboot does. Root filesystems stay.
 func (h *host) wipe() {
 	h.mains, h.cgroups, h.states = map[string]*mainProcess{}, map[string]bool{}, map[string]specs.ContainerState{}
-	h.starts, h.holds = map[string]int{}, 0
+	h.starts, h.holds, h.mounted = map[string]int{}, 0, map[string]bool{}
 	if h.rootfs == nil {
 		h.rootfs = map[string]bool{}
 	}
@@ -359,7 +360,7 @@ type fakeRootfs struct{ session }
 func (f fakeRootfs) Mount(_ context.Context, id, _ string) (string, error) {
 	dir := filepath.Join(f.dir, "rootfs", id)
 	return dir, f.do("rootfs mount", func() error {
-		f.rootfs[id] = true
+		f.rootfs[id], f.mounted[id] = true, true
 		if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o755); err != nil {
 			return err
 		}
@@ -372,12 +373,23 @@ func (f fakeRootfs) Volume(_ context.Context, id, dest string) (string, error) {
 	return dir, f.do("rootfs volume", func() error { return os.MkdirAll(dir, 0o755) })
 }
 
+func (f fakeRootfs) Unmount(id string) error {
+	return f.do("rootfs unmount", func() error {
+		if p := f.mains[id]; p != nil && p.alive {
+			f.observed = append(f.observed, "the root filesystem of a living container was unmounted")
+		}
+		delete(f.mounted, id)
+		return nil
+	})
+}
+
 func (f fakeRootfs) Remove(_ context.Context, id string) error {
 	return f.do("rootfs remove", func() error {
 		if p := f.mains[id]; p != nil && p.alive {
 			f.observed = append(f.observed, "the root filesystem of a living container was removed")
 		}
 		delete(f.rootfs, id)
+		delete(f.mounted, id)
 		return os.RemoveAll(filepath.Join(f.dir, "rootfs", id))
 	})
 }

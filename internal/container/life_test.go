@@ -109,6 +109,10 @@ func TestALife(t *testing.T) {
 		if s.FinishedAt.Before(s.StartedAt) || s.StartedAt.Before(s.CreatedAt) || s.CreatedAt.IsZero() {
 			t.Errorf("times out of order: %+v", s.Life)
 		}
+		synctest.Wait()
+		if h.mounted[c.ID()] || !h.rootfs[c.ID()] {
+			t.Errorf("after the exit the root filesystem is mounted: %v, kept: %v; want kept alone", h.mounted[c.ID()], h.rootfs[c.ID()])
+		}
 		if err := c.Stop(t.Context(), 0); err != nil {
 			t.Errorf("stop again: %v", err)
 		}

@@ -88,7 +88,7 @@ func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
 	switch {
 	case rec.State == Exited:
 		close(c.exited)
-		return nil
+		return c.unmount() // crid may have ended before it came to that
 	case rec.State == Creating:
 		return c.abandon()
 	case rec.BootID != m.deps.Host.BootID:

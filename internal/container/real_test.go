@@ -118,6 +118,7 @@ func (p plainRootfs) Mount(_ context.Context, id, _ string) (string, error) {
 func (p plainRootfs) Volume(context.Context, string, string) (string, error) {
 	return "", errors.New("there are no volumes here")
 }
+func (p plainRootfs) Unmount(string) error { return nil }
 func (p plainRootfs) Remove(_ context.Context, id string) error {
 	return os.RemoveAll(filepath.Join(p.dir, id))
 }

@@ -182,6 +182,19 @@ func (r *Rootfs) build(p place, lower []string) error {
 	return r.mount(overlay{lower: lower, upper: p.upper, work: p.work, target: p.target})
 }
 
+// Unmount unmounts the root filesystem id and keeps what it holds. It may be repeated; one that is not mounted, or
+// does not exist, is unmounted.
+func (r *Rootfs) Unmount(id string) error {
+	p, err := r.place(id)
+	if err != nil {
+		return err
+	}
+	if err := unmount(p.target); err != nil {
+		return fmt.Errorf("unmount root filesystem %s: %w", id, err)
+	}
+	return nil
+}
+
 // Remove unmounts the root filesystem id and puts what it held into the trash, which is emptied in the
 // background. It may be repeated; one that does not exist is removed.
 func (r *Rootfs) Remove(_ context.Context, id string) error {

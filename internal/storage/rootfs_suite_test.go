@@ -20,6 +20,7 @@ import (
 type rootfses interface {
 	Mount(ctx context.Context, id, imageID string) (string, error)
 	Volume(ctx context.Context, id, dest string) (string, error)
+	Unmount(id string) error
 	Remove(ctx context.Context, id string) error
 	Usage(ctx context.Context, id string) (Usage, error)
 	List() ([]string, error)
@@ -36,6 +37,7 @@ func testRootfses(t *testing.T, open func(t *testing.T, images Layers) rootfses)
 		{"the root is that of the topmost layer", suiteRootAttributes},
 		{"files keep owner, mode and setuid", suiteModes},
 		{"mount can be repeated", suiteRepeat},
+		{"unmount keeps what was written", suiteUnmount},
 		{"remove can be repeated", suiteRemove},
 		{"an image without layers is an empty root", suiteNoLayers},
 		{"128 layers", suiteManyLayers},
@@ -129,6 +131,23 @@ func suiteRepeat(t *testing.T, open func(*testing.T, Layers) rootfses) {
 	must(t, unix.Unmount(first, 0)) // as a reboot does
 	again := mustMount(t, r, "a", "img")
 	wantFile(t, filepath.Join(again, "file"), "written")
+}
+
+func suiteUnmount(t *testing.T, open func(*testing.T, Layers) rootfses) {
+	r := open(t, layersOf{"img": {tree(t, "file")}})
+	root := mustMount(t, r, "a", "img")
+	must(t, os.WriteFile(filepath.Join(root, "file"), []byte("written"), 0o644))
+	for range 2 {
+		must(t, r.Unmount("a"))
+	}
+	must(t, r.Unmount("never"))
+	if n := len(mountsBelow(t, root)); n != 0 {
+		t.Errorf("%d mounts", n)
+	}
+	if u, err := r.Usage(t.Context(), "a"); err != nil || u.Bytes == 0 {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+	wantFile(t, filepath.Join(mustMount(t, r, "a", "img"), "file"), "written")
 }
 
 func suiteRemove(t *testing.T, open func(*testing.T, Layers) rootfses) {
