@@ -34,9 +34,10 @@ var rooms = map[string][]string{
 	},
 	"internal/container": {
 		"internal/oci", "internal/oci/spec", "internal/monitor", "internal/storage", "internal/cgroup",
-		"internal/state", "internal/event",
+		"internal/state", "internal/event", "internal/launch",
 	},
-	"internal/stats": {"internal/cgroup"},
+	"internal/launch": {"internal/asm"},
+	"internal/stats":  {"internal/cgroup"},
 }
 
 // alone may import nothing of crid's.
