@@ -34,7 +34,10 @@ func TestImageWithAnotherID(t *testing.T) {
 	_, err = copy.Image(t.Context(), policy, dst, src, &copy.Options{SourceCtx: sys, DestinationCtx: sys})
 	check(t, errors.Join(err, policy.Destroy()))
 
-	waitFor(t, func() bool { return len(list(t, s)) == 1 })
+	waitFor(t, func() bool { // a tool names an image after it made it
+		all := list(t, s)
+		return len(all) == 1 && len(all[0].RepoTags) == 1
+	})
 	got := resolve(t, s, r.host+"/a:1")
 	if got.ID != id || got.Size < 3000 || got.Labels["mark"] != "a" || !slices.Equal(got.Config.Cmd, []string{"sh", "a"}) {
 		t.Errorf("got %+v", got)
