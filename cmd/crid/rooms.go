@@ -56,6 +56,7 @@ type rooms struct {
 	warnings []string // of the start, for Status
 	unread   []string // what Load could not make sense of, for Status
 	closers  []closer
+	sweeps   []func(ctx context.Context) []error // remove what nobody has any more
 }
 
 // closer ends one room.
@@ -209,6 +210,7 @@ func (r *rooms) openContainers(context.Context) error {
 			PauseRoot:    pauseRoot,
 		},
 	})
+	r.sweeps = append(r.sweeps, func(ctx context.Context) []error { return r.containers.Collect(ctx, launcher.List) })
 	r.onClose("containers", r.containers.Close)
 	r.images.SetUsers(r.containers.ImageUsers)
 	return nil
@@ -228,6 +230,7 @@ func (r *rooms) openPods(context.Context) error {
 		return err
 	}
 	r.onClose("pods' files", func(context.Context) error { return dropPrivate(files) })
+	podFiles := sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"})
 	own, err := r.claimCgroupParent()
 	if err != nil {
 		return err
@@ -245,10 +248,11 @@ func (r *rooms) openPods(context.Context) error {
 		Network:    r.network,
 		Cgroups:    r.cgroups,
 		Containers: r.containers,
-		Files:      sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"}),
+		Files:      podFiles,
 		Events:     r.events,
 		Log:        r.log,
 	})
+	r.sweeps = append(r.sweeps, func(ctx context.Context) []error { return r.pods.Collect(ctx, podFiles.List) })
 	r.onClose("pods", r.pods.Close)
 	r.containers.OnPauseExit(r.pods.PauseExited)
 	return nil
@@ -301,8 +305,10 @@ func (r *rooms) load(ctx context.Context) {
 
 // collect removes what nobody has any more, behind everything else.
 func (r *rooms) collect(ctx context.Context) {
-	for _, err := range r.containers.Collect(ctx) {
-		r.log.Warn("collecting what no container has", "err", err)
+	for _, sweep := range r.sweeps {
+		for _, err := range sweep(ctx) {
+			r.log.Warn("collecting what is nobody's; the next start tries again", "err", err)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
 	defer cancel()

@@ -29,6 +29,11 @@ func TestLifeOfALeaf(t *testing.T) {
 		if ids, err := tree.Leaves(top); err != nil || !slices.Equal(ids, []string{"a", "b"}) {
 			t.Errorf("leaves %q, %v", ids, err)
 		}
+		for id, want := range map[string][]string{"a": {leaf}, "b": {monitor}, "c": nil} {
+			if found, err := tree.Find(id); err != nil || !slices.Equal(found, want) {
+				t.Errorf("found %q of %s, %v; want %q", found, id, err, want)
+			}
+		}
 		if pids, err := tree.Pids(top); err != nil || len(pids) > 0 {
 			t.Errorf("pids %v, %v", pids, err)
 		}

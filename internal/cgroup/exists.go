@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // Exists tells whether there is a cgroup at path in any hierarchy.
@@ -22,4 +24,25 @@ func (t *Tree) Exists(path string) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// Find returns the paths of the Leaf and the MonitorLeaf of id wherever they are, the Leaf first. It looks at every
+// cgroup of the machine: it is for what no record tells of.
+func (t *Tree) Find(id string) ([]string, error) {
+	var found []string
+	for _, name := range []string{ours + id, oursMonitor + id} {
+		for _, h := range t.hierarchies {
+			err := walk(h.dir, func(dir string) error {
+				path := strings.TrimPrefix(dir, h.dir)
+				if filepath.Base(dir) == name && !slices.Contains(found, path) {
+					found = append(found, path)
+				}
+				return nil
+			})
+			if err != nil {
+				return nil, fmt.Errorf("look for the cgroups of %s: %w", id, err)
+			}
+		}
+	}
+	return found, nil
 }

@@ -98,6 +98,7 @@ type Cgroups interface {
 	Kill(ctx context.Context, path string) error   // until empty; the error names who survived
 	Remove(ctx context.Context, path string) error // Kill, then rmdir; absent is fine
 	OOMKills(path string) (uint64, error)          // of processes in it
+	Find(id string) ([]string, error)              // paths of a container's cgroups, its own first; slow
 }
 
 // Records keeps one record per container.

@@ -457,6 +457,20 @@ func (f fakeCgroups) OOMKills(string) (uint64, error) {
 	return n, err
 }
 
+func (f fakeCgroups) Find(id string) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var found []string
+	for _, name := range []string{"/crid-" + id, "/crid-mon-" + id} {
+		for path := range f.cgroups {
+			if strings.HasSuffix(path, name) {
+				found = append(found, path)
+			}
+		}
+	}
+	return found, nil
+}
+
 type countedRecords struct {
 	session
 	dir *state.Dir[Record]

@@ -214,15 +214,22 @@ func (m *Manager) keepUnreadable(id string, cause error) {
 	c.beginRemoval()
 }
 
-// Collect removes root filesystems that no container has any more: a power cut can lose a record and keep what
-// it spoke of. Each error is about one of them. It may run beside everything else, after Load.
-func (m *Manager) Collect(ctx context.Context) []error {
-	ids, err := m.deps.Rootfs.List() // before the look at the map: a container is in it before it has anything
-	if err != nil {
-		return []error{fmt.Errorf("find root filesystems without a container: %w", err)}
-	}
+// Collect removes what is left of containers that have no record: it was lost, or taken away while crid was not
+// running. Their ids are those of root filesystems and what the functions of more find. Each error is about one
+// of them. It may run beside everything else, after Load.
+func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error)) []error {
 	var errs []error
-	for _, id := range ids {
+	remain := map[string]bool{} // made before the look at the map: a container is in it before it has anything
+	for _, list := range append(more, m.deps.Rootfs.List) {
+		ids, err := list()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("find what is left of containers: %w", err))
+		}
+		for _, id := range ids {
+			remain[id] = true
+		}
+	}
+	for id := range remain {
 		m.mu.RLock()
 		_, known := m.byID[id]
 		m.mu.RUnlock()

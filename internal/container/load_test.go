@@ -215,13 +215,20 @@ func TestCollectRemovesWhatNobodyKnows(t *testing.T) {
 	kept := mustCreate(t, m, h.request("web"))
 	h.mu.Lock()
 	h.rootfs["lost"] = true
+	h.cgroups["/kubepods/podx/crid-monitored"], h.cgroups["/kubepods/podx/crid-mon-monitored"] = true, true
+	before := len(h.cgroups)
 	h.mu.Unlock()
-	if errs := m.Collect(t.Context()); len(errs) > 0 {
+	monitors := func() ([]string, error) { return []string{"monitored", kept.ID()}, nil }
+	if errs := m.Collect(t.Context(), monitors); len(errs) > 0 {
 		t.Error(errs)
 	}
 	if left := slices.Collect(maps.Keys(h.rootfs)); !slices.Equal(left, []string{kept.ID()}) {
 		t.Errorf("left %v", left)
 	}
+	if len(h.cgroups) != before-2 {
+		t.Errorf("left %v", h.cgroups)
+	}
+	wantState(t, kept, Created)
 }
 
 func TestOnePauseForAPod(t *testing.T) {

@@ -121,7 +121,11 @@ func (m *Manager) erase(ctx context.Context, r remains) error {
 func (m *Manager) killBoth(ctx context.Context, r remains) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	for _, path := range r.cgroups() {
+	paths, err := m.cgroups(r)
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
 		if err := m.deps.Cgroups.Kill(ctx, path); err != nil {
 			return err
 		}
@@ -132,7 +136,11 @@ func (m *Manager) killBoth(ctx context.Context, r remains) error {
 func (m *Manager) removeCgroups(ctx context.Context, r remains) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	for _, path := range r.cgroups() {
+	paths, err := m.cgroups(r)
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
 		if err := m.deps.Cgroups.Remove(ctx, path); err != nil {
 			return err
 		}
@@ -140,12 +148,13 @@ func (m *Manager) removeCgroups(ctx context.Context, r remains) error {
 	return nil
 }
 
-// cgroups is the container's leaf first: its monitor must not see the container end unattended.
-func (r remains) cgroups() []string {
+// cgroups is the container's leaf first: its monitor must not see the container end unattended. Where no record
+// says which they are, they are looked for.
+func (m *Manager) cgroups(r remains) ([]string, error) {
 	if r.plan.Cgroup == "" {
-		return nil
+		return m.deps.Cgroups.Find(r.id)
 	}
-	return []string{r.plan.Cgroup, r.plan.MonitorCgroup}
+	return []string{r.plan.Cgroup, r.plan.MonitorCgroup}, nil
 }
 
 // deleteState makes the runtime forget the container: the one that made it, or each one where that is unknown.

@@ -56,6 +56,9 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 		}
 	}
 	s, err := spec.Build(in, c.confine)
+	if err == nil {
+		err = equip(root, s)
+	}
 	return s, in.User, err
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/state"
 )
@@ -108,6 +109,32 @@ func (m *Manager) recover(ctx context.Context, p *Pod) error {
 	}
 	p.life.close()
 	return m.move(p, NotReady, because(reason, message))
+}
+
+// Collect removes what is left of pods that have no record: somebody took it away while crid was not running. list
+// finds the ids. Each error is about one of them, which is in Broken from then on. It may run beside everything
+// else, after Load.
+func (m *Manager) Collect(ctx context.Context, list func() ([]string, error)) []error {
+	ids, err := list() // before the look at the map: a pod is in it before it has anything
+	if err != nil {
+		return []error{err}
+	}
+	var errs []error
+	for _, id := range ids {
+		m.mu.Lock()
+		_, known := m.pods[id]
+		m.mu.Unlock()
+		if known {
+			continue
+		}
+		m.deps.Log.Info("removing what is left of a pod that has no record", "pod", id)
+		p := m.adopt(state.Entry[Record]{ID: id}, fmt.Errorf("record of pod %s: %w", id, errdef.NotFound))
+		p.life.close()
+		if err := m.Remove(ctx, p); err != nil {
+			errs = append(errs, fmt.Errorf("remove what is left of pod %s: %w", id, err))
+		}
+	}
+	return errs
 }
 
 // eraseLater erases behind Load. A failure leaves the pod listed as not ready, for the client to remove.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -221,6 +222,37 @@ func TestUnreadableStoreIsAnError(t *testing.T) {
 		if errs := m.Load(t.Context()); len(errs) != 1 {
 			t.Errorf("load: %v", errs)
 		}
+		shutDown(t, m)
+	})
+}
+
+func TestCollectRemovesWhatHasNoRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m, _ := h.start(t)
+		lost, err := m.Run(t.Context(), keyOf("lost"), config("lost"), "crun")
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, err := m.Run(t.Context(), keyOf("kept"), config("kept"), "crun")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.records.Delete(lost.ID()); err != nil {
+			t.Fatal(err)
+		}
+		m, _ = h.restart(t, m)
+		list := func() ([]string, error) { return h.ids(), nil }
+		for range 2 {
+			if errs := m.Collect(t.Context(), list); len(errs) > 0 {
+				t.Error(errs)
+			}
+		}
+		if left := h.ids(); !slices.Equal(left, []string{kept.ID()}) || len(m.Broken()) > 0 {
+			t.Errorf("left %v, broken %v", left, m.Broken())
+		}
+		cleanUp(t, m)
+		h.nothingLeft(t, m)
 		shutDown(t, m)
 	})
 }

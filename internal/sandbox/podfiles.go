@@ -171,6 +171,19 @@ func (f *HostFiles) ofHost(name string) ([]byte, error) {
 	return content, nil
 }
 
+// List returns the ids of pods that have a directory.
+func (f *HostFiles) List() ([]string, error) {
+	entries, err := os.ReadDir(f.cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("list pods' files: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, nil
+}
+
 // Remove implements Files.
 func (f *HostFiles) Remove(_ context.Context, id string) error {
 	shm := f.Paths(id).Shm

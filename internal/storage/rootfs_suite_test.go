@@ -18,12 +18,16 @@ import (
 
 // rootfses is what every maker of root filesystems must do alike.
 type rootfses interface {
-	Mount(ctx context.Context, id, imageID string) (string, error)
-	Volume(ctx context.Context, id, dest string) (string, error)
-	Unmount(id string) error
+	mountable
 	Remove(ctx context.Context, id string) error
 	Usage(ctx context.Context, id string) (Usage, error)
 	List() ([]string, error)
+}
+
+type mountable interface {
+	Mount(ctx context.Context, id, imageID string) (string, error)
+	Unmount(id string) error
+	Volume(ctx context.Context, id, dest string) (string, error)
 }
 
 // testRootfses is the suite for rootfses; open makes one over the given images.
