@@ -122,10 +122,14 @@ func oomScoreAdj(want int64, host fact.Host) *int {
 }
 
 // ExecProcess is the process of an exec in a container made from base: everything as the container's own
-// process has it, but the command and the terminal. It shares slices with base, so neither may be edited.
+// process has it, its launcher included, but the command and the terminal. It shares slices with base, so neither
+// may be edited.
 func ExecProcess(base *specs.Spec, cmd []string, tty bool) *specs.Process {
 	p := *base.Process
 	p.Args = cmd
+	if launched(base.Process) {
+		p.Args = viaLauncher(cmd)
+	}
 	p.Terminal = tty
 	p.ConsoleSize = nil
 	if tty && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "TERM=") }) {

@@ -121,6 +121,56 @@ func TestSharedPIDOfAHostPIDPodIsTheHosts(t *testing.T) {
 	}
 }
 
+func TestViaLauncher(t *testing.T) {
+	s := &specs.Spec{
+		Process: &specs.Process{Args: []string{"sh", "-c", "x"}, Env: []string{"PATH=/a:/b", "A=x\xff=y", "B=\u20ac", "C=\xc3"}},
+		Mounts:  []specs.Mount{{Destination: "/.crid"}, {Destination: "/proc"}},
+	}
+	before := s.Process.Env
+	l, err := ViaLauncher(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"A=x\xff=y", "C=\xc3"}; !slices.Equal(l.Env, want) || l.Path != "/a:/b" {
+		t.Errorf("the launcher sets %q, PATH %q; want %q", l.Env, l.Path, want)
+	}
+	if want := []string{"PATH=/a:/b", "A=", "B=\u20ac", "C="}; !slices.Equal(s.Process.Env, want) {
+		t.Errorf("environment %q, want %q", s.Process.Env, want)
+	}
+	if before[1] != "A=x\xff=y" {
+		t.Error("a list that others may hold was changed")
+	}
+	for name, p := range map[string]*specs.Process{"main": s.Process, "exec": ExecProcess(s, []string{"sh", "-c", "x"}, true)} {
+		if want := []string{LauncherPath, "sh", "-c", "x"}; !slices.Equal(p.Args, want) {
+			t.Errorf("%s: arguments %q, want %q", name, p.Args, want)
+		}
+	}
+}
+
+func TestNoLauncherWhereAllIsUTF8(t *testing.T) {
+	s := &specs.Spec{Process: &specs.Process{Args: []string{"sh"}, Env: []string{"A=\u20ac"}}, Mounts: []specs.Mount{{Destination: LauncherPath}}}
+	l, err := ViaLauncher(s)
+	if l != nil || err != nil || !slices.Equal(s.Process.Args, []string{"sh"}) {
+		t.Errorf("%v, %v, %q", l, err, s.Process.Args)
+	}
+	if got := ExecProcess(s, []string{"ls"}, false).Args; !slices.Equal(got, []string{"ls"}) {
+		t.Errorf("exec runs %q", got)
+	}
+}
+
+func TestViaLauncherRefuses(t *testing.T) {
+	for want, s := range map[string]*specs.Spec{
+		"its name":   {Process: &specs.Process{Args: []string{"sh"}, Env: []string{"A\xff=x"}}},
+		`"A\xff"`:    {Process: &specs.Process{Args: []string{"sh"}, Env: []string{"A\xff"}}},
+		"command /.": {Process: &specs.Process{Args: []string{LauncherPath}}},
+		"mount at /": {Process: &specs.Process{Args: []string{"sh"}, Env: []string{"A=\xff"}}, Mounts: []specs.Mount{{Destination: LauncherPath}}},
+	} {
+		if _, err := ViaLauncher(s); !errors.Is(err, errdef.Invalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
 func TestMarshalIsValidUTF8(t *testing.T) {
 	b, err := Marshal(&specs.Spec{Process: &specs.Process{Env: []string{"A=x\xffy", "B=\u20ac"}}})
 	if err != nil {
