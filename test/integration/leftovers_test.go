@@ -1,0 +1,128 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+)
+
+// left lists what of the ids is still on the machine: mounts, pins, cgroups, files of the runroot.
+func left(t *testing.T, c *harness.Crid, ids ...string) []string {
+	t.Helper()
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := strings.Split(string(raw), "\n")
+	for _, pattern := range []string{"/run/netns/*", "/sys/fs/cgroup/*/" + c.Cgroup + "/*", c.RunRoot + "/*/*", c.RunRoot + "/*/*/*", c.Root() + "/rootfs/*"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, found...)
+	}
+	var all []string
+	for _, path := range paths {
+		for _, id := range ids {
+			if strings.Contains(path, id) {
+				all = append(all, path)
+			}
+		}
+	}
+	return all
+}
+
+func TestAnExitedContainerHoldsNoMount(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("true")
+		ctr.Wait()
+		eventually(t, "the root filesystem to be unmounted", func() bool {
+			raw, err := os.ReadFile("/proc/self/mountinfo")
+			return err == nil && !strings.Contains(string(raw), ctr.ID)
+		})
+		if got := ctr.Status().State; got != runtime.ContainerState_CONTAINER_EXITED {
+			t.Errorf("it is %v", got)
+		}
+	})
+}
+
+func TestWhatHasNoRecordIsCollected(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		share := func(cfg *runtime.PodSandboxConfig) {
+			cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+		}
+		lost, kept := c.RunPod(share), c.RunPod()
+		running, exited, stays := lost.Run("sleep 1000"), lost.Run("true"), kept.Run("sleep 1000")
+		exited.Wait()
+		if err := c.Node.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{lost.ID, running.ID, exited.ID, lost.ID + "-pause"} {
+			records, err := filepath.Glob(filepath.Join(c.Root(), "state", "*", id+".json"))
+			if err != nil || len(records) != 1 {
+				t.Fatalf("records of %s: %q, %v", id, records, err)
+			}
+			if err := os.Remove(records[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Node.Again(c.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "all of the pod to be collected", func() bool {
+			return len(left(t, c, lost.ID, running.ID, exited.ID)) == 0
+		})
+		if got := stays.Exec("echo here"); got != "here\n" {
+			t.Errorf("the other pod's container: %q", got)
+		}
+	})
+}
+
+func TestUnreadableRecordsHarmNobodyElse(t *testing.T) {
+	c := harness.Start(t)
+	bad, good := c.RunPod(), c.RunPod()
+	running, exited, stays := bad.Run("sleep 1000"), good.Run("true"), good.Run("sleep 1000")
+	exited.Wait()
+	if err := c.Node.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range []string{"pods/" + bad.ID, "containers/" + running.ID, "containers/" + exited.ID} {
+		if err := os.WriteFile(filepath.Join(c.Root(), "state", record+".json"), []byte("{garbage"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := stays.Exec("echo here"); got != "here\n" {
+		t.Errorf("the other container: %q", got)
+	}
+	if pods, err := c.Runtime.ListPodSandbox(c.Context(), nil); err != nil || len(pods) != 1 {
+		t.Errorf("%d pods, %v", len(pods), err)
+	}
+	if _, err := c.Runtime.PodSandboxStatus(c.Context(), bad.ID, false); status.Code(err) != codes.Unavailable {
+		t.Errorf("status of the pod: %v", err)
+	}
+	s, err := c.Runtime.Status(c.Context(), true)
+	if err != nil || !strings.Contains(s.Info["crid"], bad.ID) || !strings.Contains(s.Info["crid"], running.ID) {
+		t.Errorf("the verbose status does not tell of them: %v, %v", s.GetInfo()["crid"], err)
+	}
+	if err := c.Runtime.RemovePodSandbox(c.Context(), bad.ID); err != nil {
+		t.Error(err)
+	}
+	for _, ctr := range []*harness.Container{running, exited} {
+		if err := c.Runtime.RemoveContainer(c.Context(), ctr.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if rest := left(t, c, bad.ID, running.ID); len(rest) > 0 {
+		t.Errorf("left: %q", rest)
+	}
+}
