@@ -34,6 +34,9 @@ func (w *crew) work(f func(ctx context.Context)) bool { return w.start(w.working
 // watch starts f, which may be left off at any time.
 func (w *crew) watch(f func(ctx context.Context)) bool { return w.start(w.watching, f) }
 
+// resting tells whether crid is ending.
+func (w *crew) resting() bool { return w.watching.Err() != nil }
+
 func (w *crew) start(ctx context.Context, f func(ctx context.Context)) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

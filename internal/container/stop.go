@@ -91,10 +91,20 @@ func (s *stopping) hurry(deadline time.Time) {
 func (c *Container) stop(ctx context.Context, s *stopping) error {
 	c.at("stop")
 	defer c.at("")
-	if c.askToEnd(s) && c.awaitExit(ctx, s) {
+	if c.askToEnd(s) && c.awaitExit(s) {
 		return nil
 	}
+	if c.m.crew.resting() && !c.due(s) {
+		return errClosing() // the container is left as it is; whoever asked asks the next crid
+	}
 	return c.kill(ctx)
+}
+
+// due tells whether the grace is over.
+func (c *Container) due(s *stopping) bool {
+	c.op.Lock()
+	defer c.op.Unlock()
+	return !time.Now().Before(s.deadline)
 }
 
 // askToEnd sends the stop signal, if there is a process that can heed it and time for that.
@@ -112,8 +122,9 @@ func (c *Container) askToEnd(s *stopping) bool {
 	return true
 }
 
-// awaitExit waits for EXITED until the stop's deadline, which others may bring forward.
-func (c *Container) awaitExit(ctx context.Context, s *stopping) bool {
+// awaitExit waits for EXITED until the stop's deadline, which others may bring forward, or until crid ends: a grace
+// may be long, and nothing is lost by not waiting for it.
+func (c *Container) awaitExit(s *stopping) bool {
 	for {
 		c.op.Lock()
 		left := time.Until(s.deadline)
@@ -127,7 +138,7 @@ func (c *Container) awaitExit(ctx context.Context, s *stopping) bool {
 			timer.Stop()
 		case <-timer.C:
 			return false
-		case <-ctx.Done(): // crid ends: the container is left as it is
+		case <-c.m.crew.watching.Done():
 			timer.Stop()
 			return false
 		}

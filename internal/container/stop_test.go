@@ -119,6 +119,25 @@ func TestAClientThatGivesUpDoesNotEndTheStop(t *testing.T) {
 	})
 }
 
+func TestTheEndOfCridDoesNotWaitForAGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m := h.boot().open()
+		h.script = script{ignoreTerm: true}
+		c := mustStart(t, m, h.request("web"))
+		stopped := make(chan error, 1)
+		go func() { stopped <- c.Stop(t.Context(), time.Hour) }() // ends by Close
+		synctest.Wait()
+		begun := time.Now()
+		closeManager(t, m)
+		wantKind(t, <-stopped, errdef.Unavailable)
+		if took := time.Since(begun); took > 0 {
+			t.Errorf("closed after %s", took)
+		}
+		wantState(t, c, Running)
+	})
+}
+
 func TestStopOfWhatDoesNotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, m := start(t)
