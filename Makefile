@@ -53,7 +53,7 @@ bench: deps build-test
 install: build
 	install -D -m 0755 $(BIN)/crid $(DESTDIR)/usr/bin/crid
 	install -D -m 0644 conf/crid.service $(DESTDIR)/usr/lib/systemd/system/crid.service
-	install -D -m 0644 conf/crid.toml $(DESTDIR)/etc/crid/crid.toml
+	test -e $(DESTDIR)/etc/crid/crid.toml || install -D -m 0644 conf/crid.toml $(DESTDIR)/etc/crid/crid.toml
 
 clean:
 	rm -rf $(BIN)
