@@ -33,7 +33,18 @@ func decide(r reading) (fact.Host, error) {
 	if host.Cgroup, host.Controllers, err = r.cgroup(); err != nil {
 		return fact.Host{}, err
 	}
+	host.NoSwapLimit = r.noSwapLimit()
 	return host, nil
+}
+
+// noSwapLimit tells whether memory can be limited and swap cannot. Where there is no cgroup to tell by, as on a v2
+// host without any below its root, swap is taken to be like memory.
+func (r reading) noSwapLimit() bool {
+	isSwap := func(file string) bool {
+		name := filepath.Base(file)
+		return name == "memory.memsw.limit_in_bytes" || name == "memory.swap.max"
+	}
+	return len(r.memory) > 0 && !slices.ContainsFunc(r.memory, isSwap)
 }
 
 func (r reading) mounted(fstype string) bool {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -39,13 +40,14 @@ type reading struct {
 	release     string // uname -r
 	rootMagic   int64  // statfs type of /sys/fs/cgroup
 	mounts      []*mountinfo.Info
-	cgroups     string // /proc/self/cgroup
-	controllers string // cgroup.controllers at the root of v2; empty elsewhere
-	oomScoreAdj string // /proc/self/oom_score_adj
-	status      string // /proc/self/status
-	uidMap      string // /proc/self/uid_map; empty without user namespaces
-	appArmor    string // /sys/module/apparmor/parameters/enabled; empty without
-	filters     error  // what prctl(2) says to a seccomp filter at address 0
+	cgroups     string   // /proc/self/cgroup
+	controllers string   // cgroup.controllers at the root of v2; empty elsewhere
+	oomScoreAdj string   // /proc/self/oom_score_adj
+	status      string   // /proc/self/status
+	uidMap      string   // /proc/self/uid_map; empty without user namespaces
+	appArmor    string   // /sys/module/apparmor/parameters/enabled; empty without
+	memory      []string // files of cgroups that limit memory, and swap where that can be limited
+	filters     error    // what prctl(2) says to a seccomp filter at address 0
 }
 
 func read() (reading, error) {
@@ -82,6 +84,13 @@ func read() (reading, error) {
 			return r, fmt.Errorf("%w: %w", errdef.Unavailable, err)
 		}
 		*file.into = strings.TrimSpace(string(raw))
+	}
+	for _, pattern := range []string{"/memory/memory.*limit_in_bytes", "/*/memory.max", "/*/memory.swap.max"} {
+		files, err := filepath.Glob(cgroupRoot + pattern)
+		if err != nil {
+			return r, fmt.Errorf("look for memory limits: %w", err)
+		}
+		r.memory = append(r.memory, files...)
 	}
 	r.filters = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0) // sets none: see decide
 	return r, nil

@@ -146,3 +146,22 @@ func TestProbe(t *testing.T) {
 	}
 	t.Logf("%+v", host)
 }
+
+func TestSwapIsLimitedWhereMemoryShowsIt(t *testing.T) {
+	for _, c := range []struct {
+		files string
+		none  bool
+	}{
+		{"", false},
+		{"/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", false},
+		{"/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory/memory.kmem.limit_in_bytes", true},
+		{"/sys/fs/cgroup/system.slice/memory.max /sys/fs/cgroup/system.slice/memory.swap.max", false},
+		{"/sys/fs/cgroup/system.slice/memory.max", true},
+	} {
+		r := modern(t)
+		r.memory = strings.Fields(c.files)
+		if host, err := decide(r); err != nil || host.NoSwapLimit != c.none {
+			t.Errorf("with %q: NoSwapLimit %v, %v", c.files, host.NoSwapLimit, err)
+		}
+	}
+}

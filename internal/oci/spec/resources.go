@@ -31,7 +31,7 @@ func setResources(s *specs.Spec, in Input) error {
 func Resources(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxResources {
 	out := &specs.LinuxResources{}
 	if host.HasController("memory") {
-		out.Memory = memory(r)
+		out.Memory = memory(r, host)
 	}
 	out.CPU = cpu(r, host)
 	if host.HasController("hugetlb") {
@@ -48,17 +48,20 @@ func Resources(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxR
 
 // memory knows that swap is the sum of memory and swap space, in the CRI as in the OCI, and that a container
 // whose swap limit is not specified must not swap.
-func memory(r *runtime.LinuxContainerResources) *specs.LinuxMemory {
+func memory(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxMemory {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
-	if limit == 0 && swap == 0 {
-		return nil
-	}
 	if swap == 0 {
 		swap = limit
 	}
-	m := &specs.LinuxMemory{Swap: &swap}
+	m := &specs.LinuxMemory{}
 	if limit != 0 {
 		m.Limit = &limit
+	}
+	if swap != 0 && !host.NoSwapLimit {
+		m.Swap = &swap
+	}
+	if *m == (specs.LinuxMemory{}) {
+		return nil
 	}
 	return m
 }

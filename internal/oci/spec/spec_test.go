@@ -210,6 +210,14 @@ func TestResourcesLeaveOutWhatIsNotSpecified(t *testing.T) {
 	if *r.Memory.Limit != 10 || *r.Memory.Swap != 30 {
 		t.Errorf("memory %d, memory and swap %d, want 10 and 30", *r.Memory.Limit, *r.Memory.Swap)
 	}
+	host.NoSwapLimit = true
+	r = Resources(&runtime.LinuxContainerResources{MemoryLimitInBytes: 10}, host)
+	if *r.Memory.Limit != 10 || r.Memory.Swap != nil {
+		t.Errorf("memory %+v, want a limit of 10 and none of swap, which this host cannot limit", r.Memory)
+	}
+	if r = Resources(&runtime.LinuxContainerResources{MemorySwapLimitInBytes: 10}, host); r.Memory != nil {
+		t.Errorf("memory %+v, want none", r.Memory)
+	}
 }
 
 func TestStopSignal(t *testing.T) {
