@@ -1,0 +1,79 @@
+package integration
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+)
+
+// The path of a unix socket has 107 bytes at most; a monitor's directory has an id of 64 in it already.
+func TestALongRunroot(t *testing.T) {
+	long := "/run/" + strings.Repeat("x", 60) + "/" + strings.Repeat("y", 60)
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod(func(cfg *runtime.PodSandboxConfig) {
+			cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+		})
+		ctr := pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) { cfg.Stdin = true })
+		if err := c.Runtime.ReopenContainerLog(c.Context(), ctr.ID); err != nil {
+			t.Error(err)
+		}
+		c.Crash()
+		if got := ctr.Exec("echo here"); got != "here\n" {
+			t.Errorf("after a restart: %q", got)
+		}
+	}, harness.Config("runroot = \""+long+"\""))
+}
+
+// What this host does not have is left out of what a container asks for.
+func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
+			cfg.Linux.Resources = &runtime.LinuxContainerResources{
+				CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20,
+				HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}},
+				Unified:        map[string]string{"nonesuch.max": "1"},
+			}
+		})
+		got := ctr.Exec("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
+		if got != "67108864\n50000\n" && got != "67108864\n50000 100000\n" {
+			t.Errorf("limits in force: %q", got)
+		}
+		if r := ctr.Status().Resources.GetLinux(); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 50000 {
+			t.Errorf("limits as told: %v", r)
+		}
+	})
+}
+
+// A volume of the whole host holds crid's own mounts, and must not keep them when others go.
+func TestAVolumeOfTheHostsRootKeepsNothing(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		other := pod.Run("sleep 1000")
+		for _, m := range []*runtime.Mount{
+			{},
+			{Readonly: true, RecursiveReadOnly: true},
+			{Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+			{Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+		} {
+			pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
+				m.HostPath, m.ContainerPath = "/", "/host"
+				cfg.Mounts = []*runtime.Mount{m}
+			})
+		}
+		other.Remove()
+		files, err := os.ReadDir("/proc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			raw, err := os.ReadFile("/proc/" + f.Name() + "/mountinfo")
+			if err == nil && strings.Contains(string(raw), other.ID) {
+				t.Errorf("process %s still has the removed container's root filesystem mounted", f.Name())
+			}
+		}
+	})
+}
