@@ -1,0 +1,107 @@
+package spec
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+type resources = runtime.LinuxContainerResources
+
+func TestMergeResources(t *testing.T) {
+	for _, c := range []struct {
+		name                string
+		before, change, out *resources
+	}{
+		{"the CPU manager sends a cpuset alone", &resources{CpuShares: 2, MemoryLimitInBytes: 5}, &resources{CpusetCpus: "1"},
+			&resources{CpuShares: 2, MemoryLimitInBytes: 5, CpusetCpus: "1"}},
+		{"nothing was in force", nil, &resources{CpuQuota: -1}, &resources{CpuQuota: -1}},
+		{"who must not swap still must not", &resources{MemoryLimitInBytes: 5, MemorySwapLimitInBytes: 5}, &resources{MemoryLimitInBytes: 9},
+			&resources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 9}},
+		{"a limit of swap stays", &resources{MemoryLimitInBytes: 5, MemorySwapLimitInBytes: 20}, &resources{MemoryLimitInBytes: 9},
+			&resources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 20}},
+		{"the score of running processes stays", &resources{OomScoreAdj: 3}, &resources{OomScoreAdj: 5}, &resources{OomScoreAdj: 3}},
+		{"maps and lists are merged", &resources{Unified: map[string]string{"a.b": "1", "c.d": "2"}, HugepageLimits: pages("2MB", 1, "1GB", 2)},
+			&resources{Unified: map[string]string{"a.b": "3"}, HugepageLimits: pages("2MB", 0)},
+			&resources{Unified: map[string]string{"a.b": "3", "c.d": "2"}, HugepageLimits: pages("1GB", 2, "2MB", 0)}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			kept := proto.Clone(c.before)
+			got, err := MergeResources(c.before, c.change)
+			if diff := cmp.Diff(c.out, got, protocmp.Transform()); err != nil || diff != "" {
+				t.Errorf("%v\n%s", err, diff)
+			}
+			if diff := cmp.Diff(kept, proto.Message(c.before), protocmp.Transform()); diff != "" {
+				t.Errorf("what was published before is changed:\n%s", diff)
+			}
+		})
+	}
+	_, err := MergeResources(&resources{MemoryLimitInBytes: 5, MemorySwapLimitInBytes: 20}, &resources{MemoryLimitInBytes: 30})
+	if !errors.Is(err, errdef.Invalid) {
+		t.Errorf("a memory limit above the limit of swap in force: %v", err)
+	}
+}
+
+func pages(sizesAndLimits ...any) (all []*runtime.HugepageLimit) {
+	for i := 0; i < len(sizesAndLimits); i += 2 {
+		all = append(all, &runtime.HugepageLimit{PageSize: sizesAndLimits[i].(string), Limit: uint64(sizesAndLimits[i+1].(int))})
+	}
+	return all
+}
+
+func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
+	v1 := fact.Host{Cgroup: fact.CgroupV1, Controllers: []string{"cpu", "cpuset", "memory"}}
+	v2 := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "memory", "hugetlb"}}
+	before := &resources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 2, MemoryLimitInBytes: 100}
+	for _, c := range []struct {
+		name   string
+		host   fact.Host
+		change *resources
+		want   string // "" = Invalid
+	}{
+		{"nothing", v1, &resources{}, `{}`},
+		{"shares alone", v1, &resources{CpuShares: 9}, `{"cpu":{"shares":9}}`},
+		{"a cpuset alone", v1, &resources{CpusetCpus: "0"}, `{"cpu":{"cpus":"0"}}`},
+		{"quota and period are a pair", v1, &resources{CpuQuota: -1}, `{"cpu":{"quota":-1,"period":100000}}`},
+		{"hugepages without a controller", v1, &resources{HugepageLimits: pages("2MB", 0)}, `{}`},
+		{"hugepages", v2, &resources{HugepageLimits: pages("2MB", 0)}, `{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`},
+		{"unified on v2", v2, &resources{Unified: map[string]string{"memory.high": "max"}}, `{"unified":{"memory.high":"max"}}`},
+		{"unified on v1", v1, &resources{Unified: map[string]string{"memory.high": "max"}}, ""},
+		{"unified without its controller", v2, &resources{Unified: map[string]string{"io.max": "x"}}, ""},
+		{"no cpuset here", v2, &resources{CpusetCpus: "0"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			after, err := MergeResources(before, c.change)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := Update(c.change, after, c.host)
+			if c.want == "" {
+				if !errors.Is(err, errdef.Invalid) {
+					t.Errorf("got %v, %v", out, err)
+				}
+				return
+			}
+			raw, jsonErr := json.Marshal(out)
+			if err != nil || jsonErr != nil || string(raw) != c.want {
+				t.Errorf("got %s, want %s; %v, %v", raw, c.want, err, jsonErr)
+			}
+		})
+	}
+	after, err := MergeResources(before, &resources{MemoryLimitInBytes: 200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := Update(&resources{MemoryLimitInBytes: 200}, after, v1)
+	if err != nil || *out.Memory.Limit != 200 || !*out.Memory.CheckBeforeUpdate || out.CPU != nil {
+		t.Errorf("got %+v, %v", out, err)
+	}
+}
