@@ -33,10 +33,17 @@ type ContainerLife interface {
 	Exec(ctx context.Context, cmd []string, timeout time.Duration, limit int) (ExecResult, error)
 }
 
+// ContainerLimits is what a container may use.
+type ContainerLimits interface {
+	// Update changes what change specifies, all of it or nothing.
+	Update(ctx context.Context, change *runtime.LinuxContainerResources) error
+}
+
 // Container is one container; *container.Container is one.
 type Container interface {
 	ContainerRecord
 	ContainerLife
+	ContainerLimits
 }
 
 // Containers is what the server asks of the room of containers. An id may be shortened while it is unique.

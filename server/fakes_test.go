@@ -207,6 +207,10 @@ func (c *fakeContainer) Stop(_ context.Context, grace time.Duration) error {
 	return c.do("stop " + grace.String())
 }
 
+func (c *fakeContainer) Update(_ context.Context, change *runtime.LinuxContainerResources) error {
+	return c.do(fmt.Sprintf("update %d shares", change.GetCpuShares()))
+}
+
 func (c *fakeContainer) Exec(_ context.Context, cmd []string, timeout time.Duration, limit int) (ExecResult, error) {
 	return c.exec, c.do(fmt.Sprintf("exec %s %s %d", strings.Join(cmd, " "), timeout, limit))
 }

@@ -69,7 +69,7 @@ func (g *gate) gravity(ctx context.Context, err error) slog.Level {
 
 // levelOf is info for what changes something, debug for what only reads.
 func levelOf(method string) slog.Level {
-	for _, verb := range []string{"Run", "Stop", "Remove", "Create", "Start", "Pull", "Reopen"} {
+	for _, verb := range []string{"Run", "Stop", "Remove", "Create", "Start", "Pull", "Reopen", "UpdateContainer", "UpdatePod"} {
 		if rest, ok := strings.CutPrefix(method, verb); ok && rest != "timeConfig" {
 			return slog.LevelInfo
 		}

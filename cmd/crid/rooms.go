@@ -199,6 +199,7 @@ func (r *rooms) openContainers(context.Context) error {
 		Rootfs:   r.rootfs,
 		Images:   r.images,
 		Cgroups:  r.cgroups,
+		Limits:   r.cgroups,
 		Records:  records,
 		Events:   r.events,
 		Host:     r.host,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // story is a life with everything in it, up to the first error.
@@ -21,6 +22,10 @@ func story(ctx context.Context, h *host, m *Manager) error {
 		return err
 	}
 	if _, err := c.Exec(ctx, []string{"ls"}, time.Second, 100); err != nil {
+		return err
+	}
+	if err := c.Update(ctx, &runtime.LinuxContainerResources{CpuShares: 99}); err != nil {
+		h.wantShares(c)
 		return err
 	}
 	if _, err := m.StartPause(ctx, h.pod()); err != nil {

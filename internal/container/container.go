@@ -64,6 +64,7 @@ type Container struct {
 type busy struct {
 	starting *starting
 	stopping *stopping
+	updating *flight // of limits
 	reaping  *flight // `delete` of the runtime's state after the exit
 	removing *flight // left in place once the container is gone
 }

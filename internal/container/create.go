@@ -110,7 +110,9 @@ func (m *Manager) newContainer(id string, plan Plan, config *runtime.ContainerCo
 
 // publish makes s, completed by what never changes, the status that readers see.
 func (c *Container) publish(s Status) {
-	s.Resources = c.config.GetLinux().GetResources()
+	if s.Resources == nil {
+		s.Resources = c.config.GetLinux().GetResources()
+	}
 	s.Mounts = c.config.GetMounts()
 	s.ImageID, s.ImageRef = c.plan.ImageID, c.plan.ImageRef
 	s.LogPath, s.StopSignal = c.plan.LogPath, c.plan.StopSignal

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/monitor"
@@ -22,6 +23,7 @@ type Deps struct {
 	Rootfs   Rootfs
 	Images   Images
 	Cgroups  Cgroups
+	Limits   Limits
 	Records  Records
 	Events   Events
 	Host     fact.Host
@@ -53,11 +55,17 @@ type Handler struct {
 
 // Runtime is an OCI runtime's binary.
 type Runtime interface {
+	Lifecycle
 	Config() oci.Config
+	Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecResult, error)
+	Update(ctx context.Context, id string, res *specs.LinuxResources) error // nil fields stay; an error may leave half of it
+}
+
+// Lifecycle is the part of a Runtime that leads through a container's life.
+type Lifecycle interface {
 	Start(ctx context.Context, id string) error
 	State(ctx context.Context, id string) (specs.State, error)
 	Delete(ctx context.Context, id string, force bool) error // absent is fine
-	Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecResult, error)
 }
 
 // Monitors starts and finds the processes that outlive crid: a monitor.Launcher, whose processes are interfaces.
@@ -99,6 +107,13 @@ type Cgroups interface {
 	Remove(ctx context.Context, path string) error // Kill, then rmdir; absent is fine
 	OOMKills(path string) (uint64, error)          // of processes in it
 	Find(id string) ([]string, error)              // paths of a container's cgroups, its own first; slow
+}
+
+// Limits reads and writes what limits a cgroup.
+type Limits interface {
+	Limits(path string, more ...string) (cgroup.Limits, error) // more = files beside the usual ones
+	SetLimits(path string, limits cgroup.Limits) error
+	MemoryInUse(path string) (uint64, error) // bytes that no limit can take back without killing
 }
 
 // Records keeps one record per container.

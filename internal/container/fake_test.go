@@ -18,6 +18,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci"
@@ -58,6 +59,8 @@ type script struct {
 	startError error            // the runtime's `start` answers this
 	oomKills   uint64           // of every cgroup
 	onSignal   func(sig string) // is told each signal
+	limits     cgroup.Limits    // of every cgroup
+	inUse      uint64           // bytes of memory, of every cgroup
 }
 
 type verdict int

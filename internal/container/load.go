@@ -75,7 +75,10 @@ func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
 	}
 	c := m.newContainer(id, rec.Plan, config)
 	c.raw = rec.Config
-	s := Status{Life: rec.Life, User: rec.User, ref: rec.Monitor}
+	s := Status{Life: rec.Life, User: rec.User, ref: rec.Monitor, undo: rec.Undo}
+	if rec.Resources != nil {
+		s.Resources = rec.Resources.LinuxContainerResources
+	}
 	if s.State == Created || s.State == Running {
 		s.PID = s.ref.PID
 	}
@@ -130,10 +133,11 @@ func (c *Container) resume(ctx context.Context) error {
 		c.awaitBurial(ctx)
 		return nil
 	}
+	undone := c.undoUpdate()
 	if state == Running {
-		return c.killOrphans()
+		return errors.Join(undone, c.killOrphans())
 	}
-	return nil
+	return undone
 }
 
 // awaitBurial gives the watcher the time to publish the exit of a process that is known to be dead.

@@ -160,6 +160,7 @@ func (h *machine) open() (m *Manager, end func()) {
 		Rootfs:   plainRootfs{filepath.Join(h.dir, "rootfs")},
 		Images:   noImages{},
 		Cgroups:  h.tree,
+		Limits:   h.tree,
 		Records:  records,
 		Events:   event.New[event.Event](64),
 		Host:     h.host,

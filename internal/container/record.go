@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci/spec"
@@ -36,19 +37,41 @@ type Record struct {
 	User    spec.User       `json:"user"`
 	Monitor monitor.Ref     `json:"monitor"`
 	BootID  string          `json:"bootId"` // of the boot in which it was last written with a process
+
+	Resources *Resources    `json:"resources,omitempty"` // in force instead of the config's, after an update
+	Undo      cgroup.Limits `json:"undo,omitempty"`      // in force before an update that was under way
 	Life
+}
+
+// Resources are limits as the CRI has them, kept as protojson. Read-only.
+type Resources struct {
+	*runtime.LinuxContainerResources
+}
+
+// MarshalJSON implements json.Marshaler.
+func (r Resources) MarshalJSON() ([]byte, error) { return protojson.Marshal(r.LinuxContainerResources) }
+
+// UnmarshalJSON implements json.Unmarshaler. Fields that this version of the CRI lacks are dropped.
+func (r *Resources) UnmarshalJSON(raw []byte) error {
+	r.LinuxContainerResources = &runtime.LinuxContainerResources{}
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, r.LinuxContainerResources)
 }
 
 // record is the container's record with the status s.
 func (c *Container) record(s Status) Record {
-	return Record{
+	rec := Record{
 		Plan:    c.plan,
 		Config:  c.raw,
 		User:    s.User,
 		Monitor: s.ref,
 		BootID:  c.m.deps.Host.BootID,
+		Undo:    s.undo,
 		Life:    s.Life,
 	}
+	if s.Resources != c.config.GetLinux().GetResources() {
+		rec.Resources = &Resources{s.Resources}
+	}
+	return rec
 }
 
 func encodeConfig(config *runtime.ContainerConfig) (json.RawMessage, error) {

@@ -42,9 +42,10 @@ func (s session) open() *Manager {
 		Rootfs:   fakeRootfs{s},
 		Images:   fakeImages{s},
 		Cgroups:  fakeCgroups{s},
+		Limits:   fakeLimits{s},
 		Records:  countedRecords{s, dir},
 		Events:   event.New[event.Event](64),
-		Host:     fact.Host{BootID: "boot-1", Kernel: "6.1.0", Seccomp: true},
+		Host:     fact.Host{BootID: "boot-1", Kernel: "6.1.0", Seccomp: true, Controllers: []string{"cpu", "cpuset", "memory"}},
 		Log:      slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Options:  Options{ImageVolumes: VolumesBind, PauseRoot: "/pause-root", Roots: []string{s.dir}},
 	})

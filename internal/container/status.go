@@ -7,6 +7,7 @@ import (
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/monitor"
@@ -77,7 +78,8 @@ type Status struct {
 	LogPath    string // absolute; empty = no log
 	StopSignal runtime.Signal
 
-	ref monitor.Ref // for the record
+	ref  monitor.Ref   // for the record
+	undo cgroup.Limits // for the record: what was in force before the update that is under way
 }
 
 // move is the only way from one state to the next: check the table, store, publish, announce.

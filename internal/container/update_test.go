@@ -1,0 +1,211 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/cgroup"
+	"github.com/crid/crid/internal/errdef"
+)
+
+const (
+	sharesFile = "cpu.shares"
+	quotaFile  = "cpu.cfs_quota_us"
+	memoryFile = "memory.limit_in_bytes"
+)
+
+// Update writes shares before it looks at the quota, and thus may leave half of it.
+func (f fakeRuntime) Update(_ context.Context, _ string, res *specs.LinuxResources) error {
+	return f.do("runtime update", func() error {
+		limits := f.files()
+		if res.Memory != nil {
+			limits[memoryFile] = fmt.Sprint(*res.Memory.Limit)
+		}
+		if res.CPU != nil && res.CPU.Shares != nil {
+			limits[sharesFile] = fmt.Sprint(*res.CPU.Shares)
+		}
+		if res.CPU != nil && res.CPU.Quota != nil {
+			if *res.CPU.Quota < 1000 { // so does crun 1.8 on cgroup v1
+				return errors.New("writing file `cpu.cfs_quota_us`: Numerical result out of range")
+			}
+			limits[quotaFile] = fmt.Sprint(*res.CPU.Quota)
+		}
+		return nil
+	})
+}
+
+// files is what every cgroup has. The caller holds mu.
+func (h *host) files() cgroup.Limits {
+	if h.script.limits == nil {
+		h.script.limits = cgroup.Limits{sharesFile: "1024", quotaFile: "-1", memoryFile: "unlimited"}
+	}
+	return h.script.limits
+}
+
+type fakeLimits struct{ session }
+
+func (f fakeLimits) Limits(string, ...string) (cgroup.Limits, error) {
+	var found cgroup.Limits
+	err := f.do("limits read", func() error {
+		found = maps.Clone(f.files())
+		return nil
+	})
+	return found, err
+}
+
+func (f fakeLimits) SetLimits(_ string, limits cgroup.Limits) error {
+	return f.do("limits write", func() error {
+		maps.Copy(f.files(), limits)
+		return nil
+	})
+}
+
+func (f fakeLimits) MemoryInUse(string) (uint64, error) {
+	var n uint64
+	err := f.do("memory in use", func() error {
+		n = f.script.inUse
+		return nil
+	})
+	return n, err
+}
+
+func (h *host) file(name string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.files()[name]
+}
+
+// wantShares wants the cgroup to have the shares that the status tells, unless the undoing is still due.
+func (h *host) wantShares(c *Container) {
+	h.t.Helper()
+	told, got := fmt.Sprint(c.Status().Resources.GetCpuShares()), h.file(sharesFile)
+	if told == "0" {
+		told = "1024"
+	}
+	if told != got && c.Status().undo == nil {
+		h.t.Errorf("the status tells of %s shares, the cgroup has %s", told, got)
+	}
+}
+
+func TestUpdateChangesWhatIsSaidAndNothingElse(t *testing.T) {
+	h, m := start(t)
+	r := h.request("web")
+	r.Config.Linux.Resources = &runtime.LinuxContainerResources{CpuShares: 512, OomScoreAdj: 7}
+	c := mustCreate(t, m, r)
+	for _, change := range []*runtime.LinuxContainerResources{
+		{MemoryLimitInBytes: 1 << 20, OomScoreAdj: 9},
+		{CpuQuota: 5000, CpuPeriod: 100000},
+		{MemoryLimitInBytes: 2 << 20},
+	} {
+		if err := c.Update(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuQuota: -1, CpuShares: 600}); err != nil {
+		t.Fatal(err)
+	}
+	if h.file(sharesFile) != "600" || h.file(quotaFile) != "-1" || h.file(memoryFile) != "2097152" {
+		t.Errorf("in force: %v", h.files())
+	}
+	want := func(c *Container) {
+		t.Helper()
+		got := c.Status().Resources
+		if got.CpuShares != 600 || got.CpuQuota != -1 || got.CpuPeriod != 100000 || got.MemoryLimitInBytes != 2<<20 ||
+			got.MemorySwapLimitInBytes != 2<<20 || got.OomScoreAdj != 7 {
+			t.Errorf("told: %v", got)
+		}
+	}
+	want(c)
+	again, errs := restart(t, h, m, func() {})
+	if len(errs) > 0 {
+		t.Error(errs)
+	}
+	want(loaded(t, again, c))
+}
+
+func TestAnUpdateThatFailsChangesNothing(t *testing.T) {
+	h, m := start(t)
+	c := mustStart(t, m, h.request("web"))
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5, CpuQuota: 100, CpuPeriod: 100000}); err == nil {
+		t.Error("a quota that the kernel does not take was taken")
+	}
+	h.script.inUse = 2 << 20
+	for _, u := range []struct {
+		name   string
+		change *runtime.LinuxContainerResources
+		kind   error
+	}{
+		{"memory in use", &runtime.LinuxContainerResources{MemoryLimitInBytes: 1 << 20}, errdef.WrongState},
+		{"swap below memory", &runtime.LinuxContainerResources{MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: 3 << 20}, errdef.Invalid},
+		{"a file of cgroup v2", &runtime.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}, errdef.Invalid},
+		{"a negative period", &runtime.LinuxContainerResources{CpuPeriod: -5}, errdef.Invalid},
+	} {
+		if err := c.Update(t.Context(), u.change); !errors.Is(err, u.kind) {
+			t.Errorf("%s: %v", u.name, err)
+		}
+	}
+	if h.file(sharesFile) != "1024" || h.file(memoryFile) != "unlimited" || c.Status().Resources != nil || c.Status().undo != nil {
+		t.Errorf("in force: %v; told: %v", h.files(), c.Status().Resources)
+	}
+	if err := c.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5}), errdef.WrongState)
+}
+
+func TestAnUpdateThatCridDidNotSurviveIsUndone(t *testing.T) {
+	h, m := start(t)
+	c := mustStart(t, m, h.request("web"))
+	err := c.noteUpdate(func(s *Status) { s.undo = cgroup.Limits{sharesFile: "77"} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, errs := restart(t, h, m, func() {})
+	if len(errs) > 0 || h.file(sharesFile) != "77" || loaded(t, again, c).Status().undo != nil {
+		t.Errorf("%v, in force: %v", errs, h.files())
+	}
+}
+
+// One update hangs: the container stops all the same, and the update that waits behind it ends with its client.
+func TestAHangingUpdateHoldsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m := h.boot().open()
+		defer closeManager(t, m)
+		c := mustStart(t, m, h.request("web"))
+		gate := h.hang("runtime update")
+		var first error
+		var wg sync.WaitGroup
+		wg.Go(func() { first = c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5}) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Update(ctx, &runtime.LinuxContainerResources{CpuShares: 6}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the second: %v", err)
+		}
+		if err := c.Stop(t.Context(), 0); err != nil {
+			t.Error(err)
+		}
+		close(gate)
+		wg.Wait()
+		if !errors.Is(first, errdef.WrongState) {
+			t.Errorf("the first: %v", first)
+		}
+		if err := m.RemovePod(t.Context(), testPod); err != nil {
+			t.Error(err)
+		}
+		h.wantNothingLeft(m)
+	})
+}

@@ -1,0 +1,128 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+)
+
+// limits are the files of a container's cgroups on v1 that updates change.
+var limits = []string{
+	"cpu/cpu.shares", "cpu/cpu.cfs_period_us", "cpu/cpu.cfs_quota_us", "cpuset/cpuset.cpus",
+	"memory/memory.limit_in_bytes", "memory/memory.memsw.limit_in_bytes",
+}
+
+// inForce is what the kernel has, in the order of limits.
+func inForce(t *testing.T, c *harness.Crid, ctr *harness.Container) []string {
+	t.Helper()
+	var values []string
+	for _, file := range limits {
+		controller, name, _ := strings.Cut(file, "/")
+		raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, c.Cgroup, "crid-"+ctr.ID, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		values = append(values, strings.TrimSpace(string(raw)))
+	}
+	return values
+}
+
+func update(c *harness.Crid, ctr *harness.Container, change *runtime.LinuxContainerResources) error {
+	return c.Runtime.UpdateContainerResources(c.Context(), ctr.ID, &runtime.ContainerResources{Linux: change})
+}
+
+func TestUpdateResources(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		ctr := pod.Create("sleep 1000", func(cfg *runtime.ContainerConfig) {
+			cfg.Linux.Resources = &runtime.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0"}
+		})
+		wantInForce := func(want ...string) {
+			t.Helper()
+			if got := inForce(t, c, ctr); !slices.Equal(got, want) {
+				t.Errorf("in force: %v\nwant:     %v", got, want)
+			}
+		}
+		wantInForce("512", "100000", "50000", "0", "67108864", "67108864")
+		for i, step := range []struct {
+			change *runtime.LinuxContainerResources
+			want   []string
+		}{
+			{&runtime.LinuxContainerResources{CpuQuota: -1}, []string{"512", "100000", "-1", "0", "67108864", "67108864"}},
+			{&runtime.LinuxContainerResources{CpusetCpus: "0-1"}, []string{"512", "100000", "-1", "0-1", "67108864", "67108864"}},
+			{&runtime.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}, []string{"512", "100000", "-1", "0-1", "134217728", "134217728"}},
+			{&runtime.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, MemorySwapLimitInBytes: 48 << 20}, []string{"512", "100000", "-1", "0-1", "33554432", "50331648"}},
+			{&runtime.LinuxContainerResources{CpuQuota: 20000, CpuPeriod: 50000, CpuShares: 2, HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}}},
+				[]string{"2", "50000", "20000", "0-1", "33554432", "50331648"}},
+		} {
+			if i == 2 {
+				ctr.Start()
+			}
+			if err := update(c, ctr, step.change); err != nil {
+				t.Errorf("%v: %v", step.change, err)
+			}
+			wantInForce(step.want...)
+		}
+		before := inForce(t, c, ctr)
+		for _, bad := range []struct {
+			change *runtime.LinuxContainerResources
+			code   codes.Code
+		}{
+			{&runtime.LinuxContainerResources{CpuShares: 1024, CpusetCpus: "4000"}, codes.Unknown},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 40 << 20, CpuQuota: 3}, codes.Unknown},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 49 << 20}, codes.InvalidArgument}, // above memory and swap
+			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 4096, MemorySwapLimitInBytes: 4096}, codes.FailedPrecondition},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, Unified: map[string]string{"memory.high": "max"}}, codes.InvalidArgument},
+		} {
+			if err := update(c, ctr, bad.change); status.Code(err) != bad.code {
+				t.Errorf("%v: %v, want %s", bad.change, err, bad.code)
+			}
+			wantInForce(before...)
+		}
+		if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("status %v", s)
+		}
+		c.Crash()
+		r := ctr.Status().GetResources().GetLinux()
+		if r.GetCpuQuota() != 20000 || r.GetCpuPeriod() != 50000 || r.GetCpuShares() != 2 || r.GetMemoryLimitInBytes() != 32<<20 || r.GetCpusetCpus() != "0-1" {
+			t.Errorf("told after a restart: %v", r)
+		}
+		if err := update(c, ctr, &runtime.LinuxContainerResources{CpusetCpus: "1"}); err != nil {
+			t.Error(err)
+		}
+		wantInForce("2", "50000", "20000", "1", "33554432", "50331648")
+		ctr.Stop(0)
+		if err := update(c, ctr, &runtime.LinuxContainerResources{CpuShares: 5}); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("of a stopped container: %v", err)
+		}
+	})
+}
+
+// As the kubelet resizes a pod: the pod first, then each container, and the pod again.
+func TestResizeAPod(t *testing.T) {
+	c := harness.Start(t)
+	pod := c.RunPod()
+	ctr := pod.Run("sleep 1000")
+	resources := &runtime.LinuxContainerResources{CpuShares: 200, MemoryLimitInBytes: 80 << 20, MemorySwapLimitInBytes: 80 << 20}
+	for range 2 {
+		_, err := c.Runtime.UpdatePodSandboxResources(c.Context(), &runtime.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: pod.ID, Overhead: &runtime.LinuxContainerResources{}, Resources: resources})
+		if err != nil {
+			t.Error(err)
+		}
+		if err := update(c, ctr, resources); err != nil {
+			t.Error(err)
+		}
+	}
+	if r := ctr.Status().GetResources().GetLinux(); r.GetCpuShares() != 200 || r.GetMemoryLimitInBytes() != 80<<20 {
+		t.Errorf("told: %v", r)
+	}
+}
