@@ -15,12 +15,32 @@ import (
 )
 
 // overlay is one overlay to mount. It is mounted volatile: nothing of it is synced, since no container outlives
-// the kernel.
+// the kernel. Without upper it is read-only, and takes two lower directories at least.
 type overlay struct {
 	lower  []string // topmost first
 	upper  string
 	work   string
 	target string
+}
+
+// params are the overlay's directories under the names that fsconfig(2) has for them.
+func (o overlay) params() [][2]string {
+	var params [][2]string
+	if o.upper != "" {
+		params = append(params, [2]string{"upperdir", o.upper}, [2]string{"workdir", o.work})
+	}
+	for _, dir := range o.lower {
+		params = append(params, [2]string{"lowerdir+", dir})
+	}
+	return params
+}
+
+func (o overlay) dirs() []string {
+	var dirs []string
+	for _, p := range o.params() {
+		dirs = append(dirs, p[1])
+	}
+	return dirs
 }
 
 // mounter mounts an overlay. After an error nothing is mounted.
@@ -34,36 +54,38 @@ const (
 // mountByConfig names every layer in a parameter of its own, so that their number has no limit but the
 // kernel's 500. It needs the overlay parameter lowerdir+.
 func mountByConfig(o overlay) error {
-	paths := append([]string{o.upper, o.work}, o.lower...)
-	if slices.ContainsFunc(paths, func(p string) bool { return len(p) > fsconfigLimit }) {
-		short, release, err := byDescriptor(paths)
+	params := o.params()
+	if slices.ContainsFunc(params, func(p [2]string) bool { return len(p[1]) > fsconfigLimit }) {
+		short, release, err := byDescriptor(o.dirs())
 		if err != nil {
 			return err
 		}
 		defer release()
-		paths = short
+		for i := range params {
+			params[i][1] = short[i]
+		}
 	}
 	config, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("fsopen overlay", err)
 	}
 	defer unix.Close(config)
-	params := [][2]string{{"source", "overlay"}, {"upperdir", paths[0]}, {"workdir", paths[1]}}
-	for _, dir := range paths[2:] {
-		params = append(params, [2]string{"lowerdir+", dir})
-	}
-	for _, p := range params {
+	for _, p := range append([][2]string{{"source", "overlay"}}, params...) {
 		if err := unix.FsconfigSetString(config, p[0], p[1]); err != nil {
 			return fmt.Errorf("overlay parameter %s=%s: %w%s", p[0], p[1], err, kernelSays(config))
 		}
 	}
-	if err := unix.FsconfigSetFlag(config, "volatile"); err != nil {
-		return fmt.Errorf("overlay parameter volatile: %w%s", err, kernelSays(config))
+	access := unix.MOUNT_ATTR_RDONLY
+	if o.upper != "" {
+		access = 0
+		if err := unix.FsconfigSetFlag(config, "volatile"); err != nil {
+			return fmt.Errorf("overlay parameter volatile: %w%s", err, kernelSays(config))
+		}
 	}
 	if err := unix.FsconfigCreate(config); err != nil {
 		return fmt.Errorf("make overlay: %w%s", err, kernelSays(config))
 	}
-	mount, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, 0)
+	mount, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, access)
 	if err != nil {
 		return fmt.Errorf("make overlay: %w%s", err, kernelSays(config))
 	}
@@ -92,16 +114,22 @@ func kernelSays(config int) string {
 // mountByOptions mounts with mount(2), for kernels before lowerdir+. All options share one page, so the
 // layers are named by descriptors: about 200 fit, however long their paths.
 func mountByOptions(o overlay) error {
-	paths, release, err := byDescriptor(append([]string{o.upper, o.work}, o.lower...))
+	paths, release, err := byDescriptor(o.dirs())
 	if err != nil {
 		return err
 	}
 	defer release()
-	options := fmt.Sprintf("volatile,upperdir=%s,workdir=%s,lowerdir=%s", paths[0], paths[1], strings.Join(paths[2:], ":"))
+	access := uintptr(unix.MS_RDONLY)
+	options, lower := "", paths
+	if o.upper != "" {
+		access = 0
+		options, lower = fmt.Sprintf("volatile,upperdir=%s,workdir=%s,", paths[0], paths[1]), paths[2:]
+	}
+	options += "lowerdir=" + strings.Join(lower, ":")
 	if len(options) > optionsLimit {
 		return fmt.Errorf("image of %d layers: this kernel mounts about 200, one with the overlay parameter lowerdir+ has no such limit: %w", len(o.lower), errdef.Unsupported)
 	}
-	if err := unix.Mount("overlay", o.target, "overlay", 0, options); err != nil {
+	if err := unix.Mount("overlay", o.target, "overlay", access, options); err != nil {
 		return fmt.Errorf("mount overlay at %s: %w", o.target, err)
 	}
 	return nil

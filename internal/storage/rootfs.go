@@ -44,9 +44,10 @@ type Rootfs struct {
 
 // The names beside those of containers in RootfsConfig.Dir; no id begins with a dot.
 const (
-	trashName = ".trash"
-	emptyName = ".empty" // the lower directory of an image without layers
-	probeName = ".probe"
+	trashName  = ".trash"
+	emptyName  = ".empty"  // the lower directory of an image without layers
+	fillerName = ".filler" // the second one of an image that is mounted without an upper directory
+	probeName  = ".probe"
 )
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
