@@ -13,6 +13,7 @@ import (
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/storage"
 )
 
 // ContainerRecord is what the server reads of a container; it never waits.
@@ -71,6 +72,10 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtime.CreateC
 	if err != nil {
 		return nil, err
 	}
+	volumes, err := s.volumeImages(ctx, config.GetMounts())
+	if err != nil {
+		return nil, err
+	}
 	pid := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid()
 	ctx, env, leave, err := pod.Enter(ctx, pid)
 	if err != nil {
@@ -79,15 +84,40 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtime.CreateC
 	defer leave()
 	m := config.GetMetadata()
 	created, err := s.containers.Create(ctx, container.Request{
-		Key:    container.Key{PodID: pod.ID(), Name: m.GetName(), Attempt: m.GetAttempt()},
-		Pod:    env,
-		Config: config,
-		Image:  image,
+		Key:     container.Key{PodID: pod.ID(), Name: m.GetName(), Attempt: m.GetAttempt()},
+		Pod:     env,
+		Config:  config,
+		Image:   image,
+		Volumes: volumes,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &runtime.CreateContainerResponse{ContainerId: created.ID()}, nil
+}
+
+// volumeImages finds the images that mounts name. The kubelet has pulled them.
+func (s *Server) volumeImages(ctx context.Context, mounts []*runtime.Mount) (map[string]storage.Image, error) {
+	var found map[string]storage.Image
+	for i, m := range mounts {
+		name := m.GetImage().GetImage()
+		if name == "" {
+			continue
+		}
+		_, err := s.imageRef(m)
+		var image storage.Image
+		if err == nil {
+			image, err = s.images.Resolve(ctx, name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.GetContainerPath(), err, errdef.ImageVolume)
+		}
+		if found == nil {
+			found = map[string]storage.Image{}
+		}
+		found[name] = image
+	}
+	return found, nil
 }
 
 // checkContainer validates what can be told without asking anybody.

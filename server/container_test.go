@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/container"
@@ -84,6 +85,34 @@ func TestACreateThatCannotBeSaysWhy(t *testing.T) {
 			_, err := h.runtime.CreateContainer(t.Context(), r)
 			codeOf(t, err, c.code, c.want)
 		})
+	}
+}
+
+func TestTheImagesOfMountsAreResolved(t *testing.T) {
+	h := withPod(t)
+	data := storage.Image{ID: "2d", RepoTags: []string{"docker.io/library/data:1"}, Size: 3}
+	h.images.images = append(h.images.images, data)
+	create := func(image *runtime.ImageSpec) error {
+		config := containerConfig("c")
+		config.Mounts = []*runtime.Mount{{HostPath: "/x", ContainerPath: "/x"}, {ContainerPath: "/data", Image: image, Readonly: true}}
+		_, err := h.runtime.CreateContainer(t.Context(), &runtime.CreateContainerRequest{PodSandboxId: "p", Config: config})
+		return err
+	}
+	if err := create(&runtime.ImageSpec{Image: "2d"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.containers.created[0].Volumes; len(got) != 1 || got["2d"].ID != "2d" {
+		t.Errorf("asked for %+v", got)
+	}
+	for name, spec := range map[string]*runtime.ImageSpec{
+		"image 3d":        {Image: "3d"},
+		"runtime_handler": {Image: "2d", RuntimeHandler: "nonesuch"},
+	} {
+		err := create(spec)
+		codeOf(t, err, codes.Unknown, name)
+		if !strings.HasPrefix(status.Convert(err).Message(), "ImageVolumeMountFailed: mounts[1] (/data): ") {
+			t.Errorf("the kubelet does not recognise %v", err)
+		}
 	}
 }
 

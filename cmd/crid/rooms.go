@@ -193,11 +193,16 @@ func (r *rooms) openContainers(context.Context) error {
 	if err := pause.Install(pauseRoot); err != nil {
 		r.warnings = append(r.warnings, fmt.Sprintf("pods that share their PID namespace cannot run: %v", err))
 	}
+	volumes, err := storage.OpenImageMounts(r.rootfs)
+	if err != nil {
+		return err
+	}
 	r.containers = container.New(container.Deps{
 		Handlers: r.programs.handlers,
 		Monitors: monitors{launcher},
 		Rootfs:   r.rootfs,
 		Images:   r.images,
+		Volumes:  volumes,
 		Cgroups:  r.cgroups,
 		Limits:   r.cgroups,
 		Records:  records,

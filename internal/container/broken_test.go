@@ -14,7 +14,7 @@ import (
 
 // story is a life with everything in it, up to the first error.
 func story(ctx context.Context, h *host, m *Manager) error {
-	c, err := m.Create(ctx, h.request("web"))
+	c, err := m.Create(ctx, h.request("web").withData("sub"))
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func crashAt(t *testing.T, h *host, n int, reboot bool) (reached bool) {
 	m := h.boot().open()
 	h.mu.Lock()
 	h.wrong = func(int, string) verdict { return right }
-	h.holds = 0 // they were of the dead crid's memory
+	h.images.holds = 0 // they were of the dead crid's memory
 	if reboot {
 		h.wipe()
 		m.deps.Host.BootID = "boot-2"

@@ -32,8 +32,10 @@ type Request struct {
 	Pod    spec.PodEnv
 	Config *runtime.ContainerConfig // may be nil for the pause
 	Image  storage.Image            // zero for the pause
-	Pause  bool                     // crid's own pause program instead of an image
-	ID     string                   // of the pause, chosen by its pod; every other container gets a random one
+	// Volumes are the images that mounts name, by mounts[].image.image.
+	Volumes map[string]storage.Image
+	Pause   bool   // crid's own pause program instead of an image
+	ID      string // of the pause, chosen by its pod; every other container gets a random one
 }
 
 // Container is one container. Its methods may be called concurrently; those that only read take no lock.
@@ -46,6 +48,7 @@ type Container struct {
 	status atomic.Pointer[Status]   // written by publish alone
 
 	creation *creation     // of this run of crid; nil when the container was loaded
+	letGo    atomic.Bool   // of the images that it has as volumes: set once, when its removal begins
 	exited   chan struct{} // closed once EXITED is published
 
 	// proc is set before CREATED is published and not touched afterwards; nil when there is none or when it

@@ -20,6 +20,7 @@ import (
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/storage"
 )
 
 // createTimeout bounds a creation, whatever became of those who asked for it.
@@ -92,7 +93,8 @@ func (m *Manager) draft(r Request) (*Container, error) {
 		Handler:       r.Pod.Handler,
 		Pause:         r.Pause,
 		ImageID:       r.Image.ID,
-		ImageRef:      imageRef(r),
+		ImageRef:      imageRef(r.Image, r.Config.GetImage().GetUserSpecifiedImage()),
+		Volumes:       volumesOf(r),
 		Cgroup:        cgroup.Leaf(r.Pod.CgroupParent, id),
 		MonitorCgroup: cgroup.MonitorLeaf(r.Pod.CgroupParent, id),
 		LogPath:       logPath(r),
@@ -113,7 +115,7 @@ func (c *Container) publish(s Status) {
 	if s.Resources == nil {
 		s.Resources = c.config.GetLinux().GetResources()
 	}
-	s.Mounts = c.config.GetMounts()
+	s.Mounts = c.mounts()
 	s.ImageID, s.ImageRef = c.plan.ImageID, c.plan.ImageRef
 	s.LogPath, s.StopSignal = c.plan.LogPath, c.plan.StopSignal
 	c.status.Store(&s)
@@ -125,21 +127,21 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// imageRef is the image by digest, under the name that was asked for where it has that, else its id.
-func imageRef(r Request) string {
-	if len(r.Image.RepoDigests) == 0 {
-		return r.Image.ID
+// imageRef is the image by digest, under the name that the user gave where it has that, else its id.
+func imageRef(image storage.Image, specified string) string {
+	if len(image.RepoDigests) == 0 {
+		return image.ID
 	}
-	asked, err := reference.ParseNormalizedNamed(r.Config.GetImage().GetUserSpecifiedImage())
+	asked, err := reference.ParseNormalizedNamed(specified)
 	if err != nil {
-		return r.Image.RepoDigests[0]
+		return image.RepoDigests[0]
 	}
-	for _, d := range r.Image.RepoDigests {
+	for _, d := range image.RepoDigests {
 		if named, err := reference.ParseNormalizedNamed(d); err == nil && named.Name() == asked.Name() {
 			return d
 		}
 	}
-	return r.Image.RepoDigests[0]
+	return image.RepoDigests[0]
 }
 
 func logPath(r Request) string {
@@ -261,14 +263,6 @@ func (c *Container) build(ctx context.Context, r Request) error {
 	}
 	c.m.crew.watch(c.watch) // not begun while crid ends: the next start of crid looks at the container
 	return nil
-}
-
-// hold keeps the image until the container stands as its user.
-func (c *Container) hold() (release func(), err error) {
-	if c.plan.Pause {
-		return func() {}, nil
-	}
-	return c.m.deps.Images.Hold(c.plan.ImageID)
 }
 
 // launch writes the configuration and runs the runtime's `create` under a monitor.

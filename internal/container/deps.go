@@ -22,6 +22,7 @@ type Deps struct {
 	Monitors Monitors
 	Rootfs   Rootfs
 	Images   Images
+	Volumes  ImageMounts
 	Cgroups  Cgroups
 	Limits   Limits
 	Records  Records
@@ -95,9 +96,16 @@ type Rootfs interface {
 	List() ([]string, error)
 }
 
-// Images keeps an image from being removed while a container is made of it.
+// Images keeps an image from being removed while a container is made with it.
 type Images interface {
 	Hold(imageID string) (release func(), err error)
+}
+
+// ImageMounts mounts images for containers to have as volumes, each once. Every method may be repeated.
+type ImageMounts interface {
+	Mount(ctx context.Context, imageID string) (dir string, err error)
+	Unmount(ctx context.Context, imageID string, used func() bool) error // not while it is used
+	List() (imageIDs []string, err error)
 }
 
 // Cgroups reads and clears cgroups, all hierarchies at once.

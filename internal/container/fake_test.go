@@ -42,9 +42,9 @@ type host struct {
 	mains    map[string]*mainProcess          // by container id
 	cgroups  map[string]bool
 	rootfs   map[string]bool
+	images   imageState
 	mounted  map[string]bool                 // of rootfs
 	states   map[string]specs.ContainerState // what the runtime keeps
-	holds    int
 	pid      int
 	starts   map[string]int // `start` calls that took effect, by container id
 	script   script
@@ -96,7 +96,7 @@ func newHost(t *testing.T) *host {
 // wipe is what a reboot does. Root filesystems stay.
 func (h *host) wipe() {
 	h.mains, h.cgroups, h.states = map[string]*mainProcess{}, map[string]bool{}, map[string]specs.ContainerState{}
-	h.starts, h.holds, h.mounted = map[string]int{}, 0, map[string]bool{}
+	h.starts, h.mounted, h.images = map[string]int{}, map[string]bool{}, imageState{mounted: map[string]bool{}}
 	if h.rootfs == nil {
 		h.rootfs = map[string]bool{}
 	}
@@ -356,7 +356,7 @@ func (f fakeProcess) ReopenLog(context.Context) error {
 	return f.do("reopen log", func() error { return nil })
 }
 
-// --- root filesystems, images, cgroups, records
+// --- root filesystems, cgroups, records
 
 type fakeRootfs struct{ session }
 
@@ -401,25 +401,6 @@ func (f fakeRootfs) List() ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Collect(maps.Keys(f.rootfs)), nil
-}
-
-type fakeImages struct{ session }
-
-func (f fakeImages) Hold(imageID string) (func(), error) {
-	if imageID != testImage().ID {
-		return nil, fmt.Errorf("image %s: %w", imageID, errdef.NotFound)
-	}
-	if err := f.do("image hold", func() error { return nil }); err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.holds++
-	return func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.holds--
-	}, nil
 }
 
 type fakeCgroups struct{ session }

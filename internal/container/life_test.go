@@ -184,7 +184,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"relative source", func(r *Request) { r.Config.Mounts = []*runtime.Mount{{HostPath: "x", ContainerPath: "/x"}} }, errdef.Invalid},
 		{"image volume", func(r *Request) {
 			r.Config.Mounts = []*runtime.Mount{{Image: &runtime.ImageSpec{Image: "x"}, ContainerPath: "/x"}}
-		}, errdef.Unsupported},
+		}, errdef.ImageVolume},
 		{"no such device", func(r *Request) {
 			r.Config.Devices = []*runtime.Device{{HostPath: "/dev/none", ContainerPath: "/dev/none"}}
 		}, errdef.Invalid},

@@ -220,7 +220,8 @@ func (m *Manager) keepUnreadable(id string, cause error) {
 
 // Collect removes what is left of containers that have no record: it was lost, or taken away while crid was not
 // running. Their ids are those of root filesystems and what the functions of more find. Each error is about one
-// of them. It may run beside everything else, after Load.
+// of them, or about images that are mounted for no container and cannot be unmounted. It may run beside everything
+// else, after Load.
 func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error)) []error {
 	var errs []error
 	remain := map[string]bool{} // made before the look at the map: a container is in it before it has anything
@@ -244,6 +245,9 @@ func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error))
 		if err := m.erase(ctx, remains{id: id}); err != nil {
 			errs = append(errs, fmt.Errorf("remove what is left of container %s: %w", id, err))
 		}
+	}
+	if err := m.unmountUnused(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("unmount images that no container has as a volume: %w", err))
 	}
 	return errs
 }

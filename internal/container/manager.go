@@ -104,13 +104,14 @@ func (m *Manager) OfPod(podID string) []*Container {
 	return slices.Collect(maps.Values(m.byPod[podID]))
 }
 
-// ImageUsers is the ids of the containers made of an image, exited ones and those being created included.
+// ImageUsers is the ids of the containers that are made of an image or have it as a volume, exited ones and those
+// being created included.
 func (m *Manager) ImageUsers(imageID string) []string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	var users []string
 	for id, c := range m.byID {
-		if c.plan.ImageID == imageID {
+		if c.plan.ImageID == imageID || c.plan.Volumes.have(imageID) {
 			users = append(users, id)
 		}
 	}

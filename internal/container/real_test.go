@@ -126,7 +126,10 @@ func (p plainRootfs) List() ([]string, error) { return nil, nil }
 
 type noImages struct{}
 
-func (noImages) Hold(string) (func(), error) { return func() {}, nil }
+func (noImages) Hold(string) (func(), error)                        { return func() {}, nil }
+func (noImages) Mount(context.Context, string) (string, error)      { return "", os.ErrNotExist }
+func (noImages) Unmount(context.Context, string, func() bool) error { return nil }
+func (noImages) List() ([]string, error)                            { return nil, nil }
 
 // open starts a crid's room of containers on the machine; closing it leaves the containers alone.
 func (h *machine) open() (m *Manager, end func()) {
@@ -159,6 +162,7 @@ func (h *machine) open() (m *Manager, end func()) {
 		Monitors: realMonitors{launcher},
 		Rootfs:   plainRootfs{filepath.Join(h.dir, "rootfs")},
 		Images:   noImages{},
+		Volumes:  noImages{},
 		Cgroups:  h.tree,
 		Limits:   h.tree,
 		Records:  records,

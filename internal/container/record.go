@@ -23,6 +23,7 @@ type Plan struct {
 	Pause         bool           `json:"pause,omitempty"`
 	ImageID       string         `json:"imageId,omitempty"`
 	ImageRef      string         `json:"imageRef,omitempty"` // by digest where the image has one
+	Volumes       imageVolumes   `json:"imageVolumes,omitempty"`
 	Cgroup        string         `json:"cgroup"`
 	MonitorCgroup string         `json:"monitorCgroup"`
 	LogPath       string         `json:"logPath,omitempty"`

@@ -65,6 +65,7 @@ func (c *Container) remove(ctx context.Context) error {
 	if err := c.Stop(ctx, 0); err != nil {
 		return err
 	}
+	c.letGo.Store(true)
 	reaped := c.reaped(ctx)
 	if err := c.m.erase(ctx, remains{id: c.id, plan: c.plan, reaped: reaped, at: c.at}); err != nil {
 		return fmt.Errorf("remove %s: %w", c, err)
@@ -104,6 +105,7 @@ func (m *Manager) erase(ctx context.Context, r remains) error {
 		{"delete runtime state", m.deleteState},
 		{"remove monitor", func(ctx context.Context, r remains) error { return m.deps.Monitors.Remove(ctx, r.id) }},
 		{"remove cgroups", m.removeCgroups},
+		{"unmount image volumes", m.unmountImages},
 		{"remove root filesystem", func(ctx context.Context, r remains) error { return m.deps.Rootfs.Remove(ctx, r.id) }},
 		{"delete record", func(_ context.Context, r remains) error { return m.deps.Records.Delete(r.id) }},
 	} {

@@ -112,8 +112,16 @@ func readAccounts(root, name string) ([]byte, error) {
 	return raw, err
 }
 
-func (c *Container) lookUpMounts(_ context.Context, in *spec.Input) error {
+func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 	for i, asked := range c.config.GetMounts() {
+		if asked.GetImage().GetImage() != "" {
+			m, err := c.lookUpImageVolume(ctx, asked)
+			if err != nil {
+				return fmt.Errorf("mounts[%d] (%s): %w: %w", i, asked.GetContainerPath(), err, errdef.ImageVolume)
+			}
+			in.Mounts = append(in.Mounts, m)
+			continue
+		}
 		m, err := c.m.lookUpMount(asked)
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
@@ -125,9 +133,6 @@ func (c *Container) lookUpMounts(_ context.Context, in *spec.Input) error {
 
 // lookUpMount follows a source's symbolic links on the host; a source that is not there becomes a directory.
 func (m *Manager) lookUpMount(asked *runtime.Mount) (spec.Mount, error) {
-	if asked.GetImage().GetImage() != "" {
-		return spec.Mount{}, fmt.Errorf("image: volumes made of images are %w", errdef.Unsupported)
-	}
 	if !filepath.IsAbs(asked.GetHostPath()) {
 		return spec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", asked.GetHostPath(), errdef.Invalid)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/storage"
 )
 
 func TestSeccomp(t *testing.T) {
@@ -123,9 +124,7 @@ func TestImageRef(t *testing.T) {
 		{"", []string{"quay.io/b/box" + digest}, "quay.io/b/box" + digest},
 		{"busybox", nil, "the-id"},
 	} {
-		r := Request{Config: &runtime.ContainerConfig{Image: &runtime.ImageSpec{UserSpecifiedImage: c.asked}}}
-		r.Image.ID, r.Image.RepoDigests = "the-id", c.digests
-		if got := imageRef(r); got != c.want {
+		if got := imageRef(storage.Image{ID: "the-id", RepoDigests: c.digests}, c.asked); got != c.want {
 			t.Errorf("%q of %v: %s", c.asked, c.digests, got)
 		}
 	}

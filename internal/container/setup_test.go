@@ -41,6 +41,7 @@ func (s session) open() *Manager {
 		Monitors: fakeMonitors{s},
 		Rootfs:   fakeRootfs{s},
 		Images:   fakeImages{s},
+		Volumes:  fakeVolumes{s},
 		Cgroups:  fakeCgroups{s},
 		Limits:   fakeLimits{s},
 		Records:  countedRecords{s, dir},
@@ -72,6 +73,19 @@ const testPod = "pod1"
 func testImage() storage.Image {
 	return storage.Image{ID: "sha256-of-busybox", RepoDigests: []string{"docker.io/library/busybox@sha256:" + strings.Repeat("a", 64)},
 		Config: imgspec.ImageConfig{Cmd: []string{"sh"}}}
+}
+
+// dataImage is one that containers have as a volume.
+func dataImage() storage.Image {
+	return storage.Image{ID: "sha256-of-data", RepoDigests: []string{"docker.io/library/data@sha256:" + strings.Repeat("b", 64)}}
+}
+
+// withData gives the container an image as a volume.
+func (r Request) withData(subPath string) Request {
+	r.Volumes = map[string]storage.Image{dataImage().ID: dataImage()}
+	r.Config.Mounts = append(r.Config.Mounts, &runtime.Mount{ContainerPath: "/data", ImageSubPath: subPath,
+		Image: &runtime.ImageSpec{Image: dataImage().ID, UserSpecifiedImage: "data"}})
+	return r
 }
 
 func (h *host) request(name string) Request {
@@ -110,11 +124,14 @@ func (h *host) left() []string {
 	for id := range h.rootfs {
 		found = append(found, "root filesystem "+id)
 	}
+	for id := range h.images.mounted {
+		found = append(found, "mounted image "+id)
+	}
 	for id := range h.states {
 		found = append(found, "runtime state of "+id)
 	}
-	if h.holds != 0 {
-		found = append(found, fmt.Sprintf("%d holds of images", h.holds))
+	if h.images.holds != 0 {
+		found = append(found, fmt.Sprintf("%d holds of images", h.images.holds))
 	}
 	for _, dir := range []string{"records", "monitor"} {
 		files, err := os.ReadDir(filepath.Join(h.dir, dir))

@@ -31,6 +31,8 @@ const (
 	Volume  = "crid/volume:1"     // busybox with VOLUME /data that holds a file of user 1001
 	User    = "crid/user:1"       // busybox with USER app, who is 1000 and in group 50000
 	Pausing = "crid/stopsignal:1" // busybox with STOPSIGNAL SIGUSR1
+	Files   = "crid/files:1"      // files and symbolic links, no program: to be a volume
+	Nothing = "crid/nothing:1"    // no layer at all
 	Pause   = "crid/pause:1"      // a pause alone, for peers that run one in every pod
 )
 
@@ -51,6 +53,8 @@ func (b Builder) Push(ctx context.Context, registry string) error {
 		Volume:  volume,
 		User:    user,
 		Pausing: stopSignal,
+		Files:   func(v1.Image) (remote.Taggable, error) { return files() },
+		Nothing: func(v1.Image) (remote.Taggable, error) { return nothing() },
 		Pause:   func(v1.Image) (remote.Taggable, error) { return pauseImage() },
 	} {
 		img, err := make(base)
@@ -171,6 +175,29 @@ func stopSignal(base v1.Image) (remote.Taggable, error) {
 	var l layer
 	l.text("etc/stopsignal", "SIGUSR1\n")
 	return l.image(base, func(c *v1.Config) { c.StopSignal = "SIGUSR1" })
+}
+
+func files() (remote.Taggable, error) {
+	var l layer
+	l.dir("dir", 0o755)
+	l.dir("dir/sub", 0o755)
+	l.text("dir/sub/file", "in the image\n")
+	l.text("etc/passwd", "of the image\n")
+	l.add(tar.Header{Name: "dir/run", Typeflag: tar.TypeReg, Mode: 0o755}, []byte("#!/bin/sh\necho ran\n"))
+	for _, link := range [][2]string{{"absolute", "/dir/sub"}, {"climbs", "../../../../etc"}, {"dangles", "/none"}} {
+		l.add(tar.Header{Name: link[0], Typeflag: tar.TypeSymlink, Linkname: link[1], Mode: 0o777}, nil)
+	}
+	return l.image(empty.Image, func(*v1.Config) {})
+}
+
+func nothing() (remote.Taggable, error) {
+	file, err := empty.Image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	file.OS, file.Architecture = "linux", runtime.GOARCH
+	return mutate.ConfigFile(empty.Image, file)
 }
 
 func pauseImage() (remote.Taggable, error) {

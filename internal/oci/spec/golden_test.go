@@ -115,6 +115,14 @@ func variants() []variant {
 		{"process", editProcess},
 		{"mounts", editMounts},
 		{"mounts-over-standard", editMountsOverStandard},
+		{"mounts-of-images", func(in *Input) {
+			in.Mounts = []Mount{
+				{Mount: &runtime.Mount{ContainerPath: "/model", Image: &runtime.ImageSpec{Image: "da7a"},
+					MountOptions: []string{"noexec", "nodev"}, Readonly: true}, Source: "/run/crid/rootfs/.images/da7a"},
+				{Mount: &runtime.Mount{ContainerPath: "/part", Image: &runtime.ImageSpec{Image: "da7a"}, ImageSubPath: "sub",
+					Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL}, Source: "/run/crid/rootfs/.images/da7a/sub"},
+			}
+		}},
 		{"readonly-root", func(in *Input) { security(in).ReadonlyRootfs = true }},
 		{"privileged", editPrivileged},
 		{"devices", func(in *Input) {

@@ -29,7 +29,7 @@ func setMounts(s *specs.Spec, in Input) error {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, m.GetContainerPath(), err)
 		}
 		asked = append(asked, bind)
-		s.Linux.RootfsPropagation = widest(s.Linux.RootfsPropagation, m.GetPropagation())
+		s.Linux.RootfsPropagation = widest(s.Linux.RootfsPropagation, m.propagation())
 	}
 	below := func(m specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return within(m.Destination, a.Destination) })
@@ -110,11 +110,19 @@ func volumeMounts(volumes []Volume) []specs.Mount {
 	return mounts
 }
 
+// propagation is what the CRI asks for. An image is always private: nobody mounts in it.
+func (m Mount) propagation() runtime.MountPropagation {
+	if m.GetImage().GetImage() != "" {
+		return runtime.MountPropagation_PROPAGATION_PRIVATE
+	}
+	return m.GetPropagation()
+}
+
 // bindMount is one mount of the CRI. "ro" holds for the mount itself only, "rro" for all that is mounted
 // below it as well.
 func bindMount(m Mount) (specs.Mount, error) {
 	options := []string{"rbind"}
-	switch p := m.GetPropagation(); p {
+	switch p := m.propagation(); p {
 	case runtime.MountPropagation_PROPAGATION_PRIVATE:
 		options = append(options, "rprivate")
 	case runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
