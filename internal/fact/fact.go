@@ -57,3 +57,8 @@ type Condition struct {
 	Reason  string // one word in CamelCase; empty when ready
 	Message string // what an operator should know and do; empty when ready
 }
+
+// WindowSize is how large a terminal is, in characters.
+type WindowSize struct {
+	Rows, Columns uint16
+}

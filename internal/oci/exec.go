@@ -44,35 +44,47 @@ type ExecResult struct {
 // What a command leaves running lives on, save what holds its output when the runtime (runc) copies it and so
 // does not end: that is killed a second after the main process ended.
 func (r *Runtime) Exec(ctx context.Context, id string, e Exec) (ExecResult, error) {
+	stdout, stderr := &capture{limit: e.Limit}, &capture{limit: e.Limit}
+	code, err := r.Stream(ctx, id, e, Streams{Stdout: stdout, Stderr: stderr})
+	if err != nil {
+		return ExecResult{}, err
+	}
+	return ExecResult{ExitCode: code, Stdout: stdout.kept, Stderr: stderr.kept}, nil
+}
+
+// Stream runs e as Exec does, but hands input and output on as they come. It returns when the main process has
+// ended and what it wrote has been passed on, however slow the readers are; what the command left running may
+// write for a second more. Stdin that is still open does not hold it. The end of ctx kills all of the command.
+func (r *Runtime) Stream(ctx context.Context, id string, e Exec, s Streams) (exitCode int, err error) {
 	if e.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, e.Timeout)
 		defer cancel()
 	}
-	x, err := r.startExec(id, e)
+	x, err := r.startExec(id, e, s)
 	if err != nil {
-		return ExecResult{}, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
+		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
 	}
-	res, err := x.result(x.wait(ctx))
+	code, err := x.result(x.wait(ctx))
 	if err = errors.Join(err, x.close()); err != nil {
-		return ExecResult{}, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
+		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
 	}
-	return res, nil
+	return code, nil
 }
 
 // execution is a runtime's exec under way.
 type execution struct {
-	cgroups        Cgroups
-	cgroup         string
-	mark           uint64 // found in the limits of all that the command starts
-	cmd            *exec.Cmd
-	log            *os.File   // what the runtime has to say; a memfd
-	ended          chan error // cmd.Wait's answer
-	stdout, stderr *capture
+	cgroups Cgroups
+	cgroup  string
+	mark    uint64 // found in the limits of all that the command starts
+	cmd     *exec.Cmd
+	log     *os.File   // what the runtime has to say; a memfd
+	ended   chan error // cmd.Wait's answer
+	stdio   stdio
 }
 
 // startExec starts the runtime. The process template and the log are memfds: no file is left behind by a crash.
-func (r *Runtime) startExec(id string, e Exec) (x *execution, err error) {
+func (r *Runtime) startExec(id string, e Exec, s Streams) (x *execution, err error) {
 	mark, err := newMark()
 	if err != nil {
 		return nil, err
@@ -92,29 +104,33 @@ func (r *Runtime) startExec(id string, e Exec) (x *execution, err error) {
 		"exec", "--process", "/proc/self/fd/3", id)
 	x.cmd.Env = environment()
 	x.cmd.ExtraFiles = []*os.File{process, log}
-	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := x.start(e.Limit); err != nil {
+	if err := x.start(s, e.Process.Terminal); err != nil {
 		return nil, errors.Join(r.reason(context.Background(), err, nil), log.Close())
 	}
 	return x, nil
 }
 
-// start runs x.cmd with its output captured.
-func (x *execution) start(limit int) error {
-	outR, outW, err := os.Pipe()
+// start runs x.cmd with its stdio connected to s.
+func (x *execution) start(s Streams, terminal bool) error {
+	connect := connectPipes
+	if terminal {
+		connect = connectTerminal
+	}
+	theirs, ours, err := connect(s)
 	if err != nil {
 		return err
 	}
-	errR, errW, err := os.Pipe()
-	if err != nil {
-		return errors.Join(err, outR.Close(), outW.Close())
+	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !terminal, Setsid: terminal, Setctty: terminal}
+	// A nil *os.File in an interface is not nil.
+	if theirs.stdin != nil {
+		x.cmd.Stdin = theirs.stdin
 	}
-	x.cmd.Stdout, x.cmd.Stderr = outW, errW
-	err = errors.Join(x.cmd.Start(), outW.Close(), errW.Close())
-	if err != nil {
-		return errors.Join(err, outR.Close(), errR.Close())
+	x.cmd.Stdout, x.cmd.Stderr = theirs.stdout, theirs.stderr
+	if err := errors.Join(x.cmd.Start(), theirs.close()); err != nil {
+		return errors.Join(err, ours.close())
 	}
-	x.stdout, x.stderr = newCapture(outR, limit), newCapture(errR, limit)
+	x.stdio = ours
+	x.stdio.run(s)
 	go func() { x.ended <- x.cmd.Wait() }() // ends with the runtime
 	return nil
 }
@@ -161,37 +177,37 @@ func (x *execution) look(known *process) (main *process, gone <-chan struct{}, e
 			return p, p.gone(), nil
 		}
 	}
-	return known, nil, strike(slices.DeleteFunc(slices.Clone(all), func(p *process) bool { return !sharePipe(p.pid, x.cmd.Process.Pid) }))
+	return known, nil, strike(slices.DeleteFunc(slices.Clone(all), func(p *process) bool { return !keeps(p.pid, x.cmd.Process.Pid) }))
 }
 
 // result makes the answer of how the runtime ended. The runtime's exit code is the command's, unless it logged
 // an error: then the command did not run.
-func (x *execution) result(ended error) (ExecResult, error) {
+func (x *execution) result(ended error) (exitCode int, err error) {
 	var exit *exec.ExitError
 	switch {
 	case ended == nil:
 	case !errors.As(ended, &exit):
-		return ExecResult{}, ended
+		return 0, ended
 	case !exit.Exited():
-		return ExecResult{}, fmt.Errorf("the runtime was killed: %w", ended)
+		return 0, fmt.Errorf("the runtime was killed: %w", ended)
 	}
 	code := x.cmd.ProcessState.ExitCode()
 	if code != 0 {
 		said, err := io.ReadAll(io.NewSectionReader(x.log, 0, tailSize))
 		if err != nil {
-			return ExecResult{}, fmt.Errorf("read the runtime's log: %w", err)
+			return 0, fmt.Errorf("read the runtime's log: %w", err)
 		}
 		if why := Explain(string(said)); why != "" {
-			return ExecResult{}, errors.New(why)
+			return 0, errors.New(why)
 		}
 	}
-	until := time.Now().Add(drain)
-	return ExecResult{ExitCode: code, Stdout: x.stdout.finish(until), Stderr: x.stderr.finish(until)}, nil
+	x.stdio.finish(time.Now().Add(drain))
+	return code, nil
 }
 
-// close lets go of the pipes and the log. The runtime has ended, or been killed.
+// close lets go of the stdio and the log. The runtime has ended, or been killed.
 func (x *execution) close() error {
-	return errors.Join(x.stdout.close(), x.stderr.close(), x.log.Close())
+	return errors.Join(x.stdio.close(), x.log.Close())
 }
 
 // processFile returns a memfd with p, marked, as JSON.
@@ -221,46 +237,13 @@ func memfd(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// capture reads a pipe to its end and keeps the beginning.
+// capture keeps the beginning of what is written to it.
 type capture struct {
-	pipe *os.File
-	done chan struct{} // closed when kept is complete
-	kept []byte
+	limit int
+	kept  []byte
 }
 
-func newCapture(pipe *os.File, limit int) *capture {
-	c := &capture{pipe: pipe, done: make(chan struct{})}
-	go c.read(limit) // ends with the pipe's writers, or at finish or close
-	return c
-}
-
-func (c *capture) read(limit int) {
-	defer close(c.done)
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := c.pipe.Read(buf)
-		c.kept = append(c.kept, buf[:min(n, limit-len(c.kept))]...)
-		if err != nil {
-			return
-		}
-	}
-}
-
-// finish waits until the writers are gone, or until the time, and returns what came.
-func (c *capture) finish(until time.Time) []byte {
-	// A pipe always takes a deadline; should it not, close ends the reader.
-	if err := c.pipe.SetReadDeadline(until); err != nil {
-		_ = c.pipe.Close()
-	}
-	<-c.done
-	return c.kept
-}
-
-func (c *capture) close() error {
-	err := c.pipe.Close()
-	<-c.done
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
+func (c *capture) Write(p []byte) (int, error) {
+	c.kept = append(c.kept, p[:min(len(p), c.limit-len(c.kept))]...)
+	return len(p), nil
 }

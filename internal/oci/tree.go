@@ -325,26 +325,51 @@ func statField(pid, field int) int {
 	return n
 }
 
-// sharePipe tells whether the processes a and b have a pipe in common.
-func sharePipe(a, b int) bool {
-	theirs := pipes(b)
-	return slices.ContainsFunc(pipes(a), func(p string) bool { return slices.Contains(theirs, p) })
+// keeps tells whether the process pid holds open what the runtime copies: one of its pipes, or the terminal in
+// the container whose other end the runtime has.
+func keeps(pid, runtime int) bool {
+	copied := held(runtime, func(fd, target string) string {
+		switch {
+		case strings.HasPrefix(target, "pipe:"):
+			return target
+		case strings.HasSuffix(target, "/ptmx"):
+			return "/dev/pts/" + terminalIndex(runtime, fd)
+		}
+		return ""
+	})
+	kept := held(pid, func(_, target string) string { return target })
+	return slices.ContainsFunc(kept, func(target string) bool { return slices.Contains(copied, target) })
 }
 
-// pipes names the pipes that pid holds.
-func pipes(pid int) []string {
+// held names what pid holds by what name makes of each descriptor and its target; "" is left out.
+func held(pid int, name func(fd, target string) string) []string {
 	dir := procFile(pid, "fd")
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	var held []string
+	var names []string
 	for _, e := range entries {
-		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && strings.HasPrefix(target, "pipe:") {
-			held = append(held, target)
+		target, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue
+		}
+		if n := name(e.Name(), target); n != "" {
+			names = append(names, n)
 		}
 	}
-	return held
+	return names
+}
+
+// terminalIndex is the number of the terminal whose master is the descriptor fd of pid, "" when it is gone.
+func terminalIndex(pid int, fd string) string {
+	info, err := os.ReadFile(procFile(pid, "fdinfo/"+fd))
+	if err != nil {
+		return ""
+	}
+	_, rest, _ := strings.Cut(string(info), "tty-index:")
+	index, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+	return index
 }
 
 func procFile(pid int, name string) string {
