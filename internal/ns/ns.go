@@ -26,7 +26,7 @@ import (
 type Want struct {
 	Net, IPC, UTS bool
 	Hostname      string            // written into the new UTS namespace; ignored without UTS
-	Sysctls       map[string]string // dotted name to value, written from inside the new namespaces
+	Sysctls       map[string]string // dotted name to value, written from inside the new namespaces; a slash is a dot in a word
 }
 
 // Set names the pins of an id as host paths; a namespace that was not made has the empty path.

@@ -302,6 +302,8 @@ func TestRefusedWithoutTouchingAnything(t *testing.T) {
 	}{
 		{"net/ipv4/ip_forward", everything},
 		{"net..ipv4", everything},
+		{"net.//.kernel.panic", everything},
+		{"net./.forwarding", everything},
 		{"net.ipv4.", everything},
 		{".net.ipv4", everything},
 		{"net.../../kernel.panic", everything},

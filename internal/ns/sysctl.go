@@ -17,8 +17,9 @@ import (
 // left of the name would be the host's own setting.
 func checkSysctls(w Want) error {
 	for _, name := range slices.Sorted(maps.Keys(w.Sysctls)) {
-		if slices.ContainsFunc(strings.Split(name, "."), func(part string) bool { return part == "" }) ||
-			strings.ContainsAny(name, "/\x00") {
+		words := strings.Split(sysctlPath(name), "/")
+		if slices.ContainsFunc(words, func(word string) bool { return word == "" || word == "." || word == ".." }) ||
+			strings.ContainsRune(name, 0) {
 			return fmt.Errorf("sysctl %q: a name is words with single dots between them: %w", name, errdef.Invalid)
 		}
 		owner, made := w.owner(name)
@@ -61,8 +62,13 @@ func writeSysctls(sysctls map[string]string) error {
 	return nil
 }
 
+// sysctlPath is where a setting lies below /proc/sys: in a name, dots part words, and a slash is a dot in a word.
+func sysctlPath(name string) string {
+	return strings.NewReplacer(".", "/", "/", ".").Replace(name)
+}
+
 func writeSysctl(name, value string) error {
-	f, err := os.OpenFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile("/proc/sys/"+sysctlPath(name), os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("this kernel has no such setting: %w", errdef.Invalid)

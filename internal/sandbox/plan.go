@@ -9,6 +9,7 @@ import (
 
 	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/ns"
+	"github.com/crid/crid/internal/oci/spec"
 )
 
 // plan completes the record of a pod to be made with all that undoing it will need, and says what to pin. It
@@ -77,7 +78,7 @@ func sysctls(cfg *runtime.PodSandboxConfig, defaults map[string]string, w ns.Wan
 		}
 	}
 	for name, value := range cfg.GetLinux().GetSysctls() {
-		merged[strings.ReplaceAll(name, "/", ".")] = value
+		merged[spec.SysctlName(name)] = value
 	}
 	return merged
 }

@@ -141,34 +141,50 @@ func podLevel(kind string, m runtime.NamespaceMode) error {
 }
 
 // CheckSysctls accepts only what belongs to a namespace that the pod has of its own; any other sysctl would
-// change the host.
+// change the host. No such setting takes a value with a plus or equals sign: those are how one setting is made to
+// pass for two.
 func CheckSysctls(sysctls map[string]string, o *runtime.NamespaceOption) error {
+	seen := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(sysctls)) {
 		if err := checkSysctl(name, o); err != nil {
 			return fmt.Errorf("linux.sysctls: %q: %w", name, err)
 		}
-		if strings.ContainsAny(sysctls[name], "\n\x00") {
-			return fmt.Errorf("linux.sysctls: %q: line break or NUL byte in the value: %w", name, errdef.Invalid)
+		if strings.ContainsAny(sysctls[name], "\n\x00+=") {
+			return fmt.Errorf("linux.sysctls: %q: value %q has a line break, a NUL byte, a plus or an equals sign: %w", name,
+				sysctls[name], errdef.Invalid)
 		}
+		if other, twice := seen[SysctlName(name)]; twice {
+			return fmt.Errorf("linux.sysctls: %q and %q are one setting: %w", other, name, errdef.Invalid)
+		}
+		seen[SysctlName(name)] = name
 	}
 	return nil
 }
 
+// SysctlName is the name with dots between its words, whichever of the two forms of sysctl(8) it has: the first
+// separator tells. A slash in the answer stands for a dot in a word, such as the name of a VLAN's interface.
+func SysctlName(name string) string {
+	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '/' {
+		return strings.NewReplacer("/", ".", ".", "/").Replace(name)
+	}
+	return name
+}
+
 func checkSysctl(name string, o *runtime.NamespaceOption) error {
-	parts := strings.FieldsFunc(name, func(r rune) bool { return r == '.' || r == '/' })
-	separators := strings.Count(name, ".") + strings.Count(name, "/")
-	if len(parts) < 2 || separators != len(parts)-1 || strings.Trim(name, sysctlLetters) != "" {
+	dotted := SysctlName(name)
+	words := strings.Split(dotted, ".")
+	noFile := func(word string) bool { return slices.Contains([]string{"", "/", "//"}, word) } // "", "." and ".."
+	if len(words) < 2 || slices.ContainsFunc(words, noFile) || strings.Trim(name, sysctlLetters) != "" {
 		return fmt.Errorf("not the name of a sysctl: %w", errdef.Invalid)
 	}
-	dotted := strings.Join(parts, ".")
 	ipc := dotted == "kernel.sem" || strings.HasPrefix(dotted, "kernel.shm") ||
 		strings.HasPrefix(dotted, "kernel.msg") || strings.HasPrefix(dotted, "fs.mqueue.")
 	switch {
-	case parts[0] == "net" && o.GetNetwork() == runtime.NamespaceMode_NODE:
+	case words[0] == "net" && o.GetNetwork() == runtime.NamespaceMode_NODE:
 		return fmt.Errorf("not allowed with the host's network: %w", errdef.Invalid)
 	case ipc && o.GetIpc() == runtime.NamespaceMode_NODE:
 		return fmt.Errorf("not allowed with the host's IPC namespace: %w", errdef.Invalid)
-	case parts[0] != "net" && !ipc:
+	case words[0] != "net" && !ipc:
 		return fmt.Errorf("belongs to no namespace of a pod, so it would change the host: %w", errdef.Invalid)
 	}
 	return nil

@@ -194,6 +194,19 @@ func TestCheckSysctls(t *testing.T) {
 		{"", "1", nil, false},
 		{"net.ipv4.tcp_syncookies", "1\n2", nil, false},
 		{"net.ipv4.tcp_syncookies", "1\x00", nil, false},
+		{"net.ipv4.conf.eth0/1.forwarding", "1", nil, true},
+		{"net.ipv4.//.core_pattern", "1", nil, false},
+		{"net.ipv4./.forwarding", "1", nil, false},
+		{"net/ipv4/./forwarding", "1", nil, false},
+		{"net/ipv4//forwarding", "1", nil, false},
+		{"/net/ipv4/ip_forward", "1", nil, false},
+		{"kernel/shmmax", "1", host, false},
+		{"kernel/core_pattern", "x", nil, false},
+		// CVE-2022-0811: a value that is taken for a second setting.
+		{"kernel.shm_rmid_forced", "1+kernel.core_pattern=|/var/lib/x", nil, false},
+		{"net.ipv4.ip_forward", "1+1", nil, false},
+		{"net.ipv4.ip_forward=1+kernel.core_pattern", "x", nil, false},
+		{"net.ipv4.ip_forward", "kernel.core_pattern=x", nil, false},
 	} {
 		err := CheckSysctls(map[string]string{tc.name: tc.value}, tc.options)
 		if tc.ok && err != nil {
@@ -203,4 +216,9 @@ func TestCheckSysctls(t *testing.T) {
 			refused(t, err, errdef.Invalid, "linux.sysctls")
 		}
 	}
+}
+
+func TestASysctlIsNotSetTwice(t *testing.T) {
+	err := CheckSysctls(map[string]string{"net.ipv4.ip_forward": "0", "net/ipv4/ip_forward": "1"}, nil)
+	refused(t, err, errdef.Invalid, "linux.sysctls")
 }
