@@ -18,11 +18,13 @@ const (
 	// complain of, and crictl may ask for more.
 	maxSend = 64 << 20
 	// stopGrace bounds the end: calls that still run by then are cut off. The rooms need the rest of ten seconds.
-	stopGrace = 8 * time.Second
+	stopGrace = 7 * time.Second
+	// cutGrace is how long the cutting off is waited for.
+	cutGrace = 200 * time.Millisecond
 )
 
-// Serve answers calls on l until ctx ends, then stops in order: streams end first, running calls get eight
-// seconds, the rest is cut off. It closes l.
+// Serve answers calls on l until ctx ends, then stops in order: streams end first, running calls get seven
+// seconds, the rest is cut off; one that does not heed that is left to the end of the process. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
 		grpc.ChainUnaryInterceptor(s.gate.unary),
@@ -35,7 +37,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	runtime.RegisterImageServiceServer(g, &imageService{Server: s})
 
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }() // ends with GracefulStop or Stop below, or by an error of l
+	go func() { served <- g.Serve(l) }() // ends with GracefulStop or Stop below, by an error of l, or with the process
 	select {
 	case err := <-served:
 		s.endStreams()
@@ -43,18 +45,19 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.endStreams()
-	stopped := make(chan struct{})
-	go func() { // ends when the calls did, at the latest after Stop cut them off
-		g.GracefulStop()
-		close(stopped)
-	}()
+	go g.GracefulStop() // ends when the calls did
 	select {
-	case <-stopped:
-	case <-time.After(stopGrace):
-		s.log.Warn("calls still ran at the end of the grace and were cut off", "grace", stopGrace, "calls", s.Active())
-		g.Stop()
+	case <-served:
+		return nil
+	case <-time.After(s.grace):
 	}
-	<-served
+	s.log.Warn("calls still run at the end of the grace and are cut off", "grace", s.grace, "calls", s.Active())
+	go g.Stop() // waited for below: in some versions of grpc it waits for a lock that GracefulStop holds
+	select {
+	case <-served:
+	case <-time.After(cutGrace):
+		s.log.Warn("calls go on after they were cut off", "calls", s.Active())
+	}
 	return nil
 }
 

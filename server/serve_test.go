@@ -154,6 +154,39 @@ func TestTheEndEndsStreamsAndCallsInOrder(t *testing.T) {
 	}
 }
 
+func TestTheEndDoesNotWaitForACallThatHeedsNothing(t *testing.T) {
+	for name, gone := range map[string]bool{"its client waits": false, "its client is gone": true} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := withContainer(t)
+			h.server.grace = 100 * time.Millisecond
+			begun, release := make(chan struct{}), make(chan struct{})
+			defer close(release)
+			h.containers.byID["c"].hook = func() { close(begun); <-release }
+			go func() { // ends when the connection does
+				_, _ = h.runtime.StartContainer(context.Background(), &runtime.StartContainerRequest{ContainerId: "c"})
+			}()
+			<-begun
+			if gone {
+				if err := h.conn.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.stop()
+			select {
+			case err := <-h.served:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatal("Serve did not return")
+			}
+			if log := h.log.String(); !strings.Contains(log, "calls=1") {
+				t.Errorf("the log does not tell of the call:\n%s", log)
+			}
+		})
+	}
+}
+
 // TestTheListOfRPCs calls everything and compares what answers Unimplemented with docs/rpcs.md.
 func TestTheListOfRPCs(t *testing.T) {
 	doc, err := os.ReadFile("../docs/rpcs.md")

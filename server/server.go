@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
@@ -66,6 +67,7 @@ type Server struct {
 	gate       gate
 	ending     chan struct{} // closed when streams must end
 	endStreams func()        // closes ending, once
+	grace      time.Duration // what running calls have at the end; stopGrace
 }
 
 // New joins the rooms to a server. It does no I/O.
@@ -84,5 +86,6 @@ func New(d Deps) *Server {
 		gate:       gate{log: d.Log},
 		ending:     ending,
 		endStreams: sync.OnceFunc(func() { close(ending) }),
+		grace:      stopGrace,
 	}
 }
