@@ -74,7 +74,10 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	go r.collect(ctx) // ends with ctx, at the latest
 	notify(log, daemon.SdNotifyReady)
 	log.Info("crid serves", "version", versionString(), "socket", cfg.Socket, "pods", len(r.pods.List()), "containers", len(r.containers.List()))
-	context.AfterFunc(ctx, func() { notify(log, daemon.SdNotifyStopping) })
+	context.AfterFunc(ctx, func() {
+		notify(log, daemon.SdNotifyStopping)
+		r.containers.Hurry() // the server waits for its calls, some of which may only wait
+	})
 	err = s.Serve(ctx, l)
 	log.Info("crid ends; containers stay", "containers", len(r.containers.List()))
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)

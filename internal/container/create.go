@@ -192,13 +192,13 @@ func (c *Container) sameAs(other *Container) bool {
 // beginCreation starts the work on a container that has just been claimed.
 func (c *Container) beginCreation(ctx context.Context, r Request) {
 	begun := c.m.crew.work(func(life context.Context) {
-		defer context.AfterFunc(life, func() { c.creation.cancel(errClosing()) })()
+		defer context.AfterFunc(life, func() { c.creation.cancel(errClosing) })()
 		defer c.creation.cancel(nil)
 		c.creation.land(c.create(ctx, life, r))
 	})
 	if !begun {
 		c.m.forget(c)
-		c.creation.land(errClosing())
+		c.creation.land(errClosing)
 	}
 }
 

@@ -10,18 +10,22 @@ import (
 
 // crew is the goroutines of a Manager: all of them are started by it and none outlives it.
 type crew struct {
+	patience context.Context // ends as soon as crid is to end: who only waits then gives up
+	hurry    context.CancelFunc
 	watching context.Context // ends when crid does: containers live on
 	rest     context.CancelFunc
 	working  context.Context // ends when crid can wait no longer
 	drop     context.CancelFunc
 
-	mu     sync.Mutex // guards closed, and Add against Wait
-	closed bool
-	all    sync.WaitGroup
+	mu       sync.Mutex // guards closed, and Add against Wait
+	closed   bool
+	workers  sync.WaitGroup
+	watchers sync.WaitGroup
 }
 
 func newCrew() *crew {
 	w := &crew{}
+	w.patience, w.hurry = context.WithCancel(context.Background())
 	w.watching, w.rest = context.WithCancel(context.Background())
 	w.working, w.drop = context.WithCancel(context.Background())
 	return w
@@ -29,21 +33,28 @@ func newCrew() *crew {
 
 // work starts f, which ends by itself or with its context: that of what must be finished. It tells false,
 // and starts nothing, when crid is ending.
-func (w *crew) work(f func(ctx context.Context)) bool { return w.start(w.working, f) }
+func (w *crew) work(f func(ctx context.Context)) bool { return w.start(&w.workers, w.working, f) }
 
-// watch starts f, which may be left off at any time.
-func (w *crew) watch(f func(ctx context.Context)) bool { return w.start(w.watching, f) }
+// watch starts f, which may be left off once nobody works any more: work waits for what watchers see.
+func (w *crew) watch(f func(ctx context.Context)) bool { return w.start(&w.watchers, w.watching, f) }
 
-// resting tells whether crid is ending.
-func (w *crew) resting() bool { return w.watching.Err() != nil }
+// ending tells whether crid is ending.
+func (w *crew) ending() bool { return w.patience.Err() != nil }
 
-func (w *crew) start(ctx context.Context, f func(ctx context.Context)) bool {
+// patient is ctx for waiting that is given up when crid ends, with the cause errClosing.
+func (w *crew) patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(w.patience, func() { cancel(errClosing) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+func (w *crew) start(group *sync.WaitGroup, ctx context.Context, f func(ctx context.Context)) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return false
 	}
-	w.all.Go(func() { f(ctx) })
+	group.Go(func() { f(ctx) })
 	return true
 }
 
@@ -52,11 +63,14 @@ func (w *crew) close(ctx context.Context) error {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
-	w.rest()
+	w.hurry()
 	defer w.drop()
+	defer w.rest()
 	done := make(chan struct{})
 	go func() { // ends with the last of the crew
-		w.all.Wait()
+		w.workers.Wait()
+		w.rest()
+		w.watchers.Wait()
 		close(done)
 	}()
 	select {
@@ -67,7 +81,5 @@ func (w *crew) close(ctx context.Context) error {
 	}
 }
 
-// errClosing is what work that crid can no longer begin ends with.
-func errClosing() error {
-	return fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)
-}
+// errClosing is what work ends with that crid can no longer begin or wait for.
+var errClosing = fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)

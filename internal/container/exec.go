@@ -17,7 +17,7 @@ import (
 
 // Exec runs cmd in the container and waits for its end: WrongState unless the container runs. timeout 0 = none;
 // at its end, or that of ctx, all that cmd has started is killed and the error wraps context.DeadlineExceeded
-// or the context's. limit is how many bytes of stdout and of stderr are kept, each.
+// or the context's; when crid ends, it is Unavailable. limit is how many bytes of stdout and of stderr are kept, each.
 func (c *Container) Exec(ctx context.Context, cmd []string, timeout time.Duration, limit int) (oci.ExecResult, error) {
 	if state := c.Status().State; state != Running {
 		return oci.ExecResult{}, c.wrongState("exec in", "it is "+string(state))
@@ -30,12 +30,18 @@ func (c *Container) Exec(ctx context.Context, cmd []string, timeout time.Duratio
 	if err != nil {
 		return oci.ExecResult{}, err
 	}
-	return rt.Exec(ctx, c.id, oci.Exec{
+	ctx, done := c.m.crew.patient(ctx)
+	defer done()
+	result, err := rt.Exec(ctx, c.id, oci.Exec{
 		Process: spec.ExecProcess(&specs.Spec{Process: template}, cmd, false),
 		Timeout: timeout,
 		Limit:   limit,
 		Cgroup:  c.plan.Cgroup,
 	})
+	if err != nil && context.Cause(ctx) == errClosing {
+		return oci.ExecResult{}, fmt.Errorf("exec in %s: the command was killed: %w", c, errClosing)
+	}
+	return result, err
 }
 
 // execTemplate is the container's own process: from memory, or after a restart of crid from its bundle.

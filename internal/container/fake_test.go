@@ -223,7 +223,11 @@ func (f fakeRuntime) Delete(_ context.Context, id string, force bool) error {
 	})
 }
 
-func (f fakeRuntime) Exec(_ context.Context, id string, e oci.Exec) (oci.ExecResult, error) {
+func (f fakeRuntime) Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecResult, error) {
+	if e.Process.Args[0] == "sleep" {
+		<-ctx.Done()
+		return oci.ExecResult{}, ctx.Err()
+	}
 	return oci.ExecResult{Stdout: []byte(strings.Join(e.Process.Args, " "))}, f.do("runtime exec", func() error {
 		if f.states[id] != specs.StateRunning {
 			return fmt.Errorf("exec in %s: it is %q", id, f.states[id])

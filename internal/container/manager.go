@@ -42,8 +42,12 @@ func New(deps Deps) *Manager {
 	}
 }
 
-// Close ends the watching of containers, which run on, and waits for creations, starts, stops and removals
-// in hand until ctx ends. No more are begun.
+// Hurry ends what only waits, since crid is to end: a stop that waits for a grace leaves its container as it is,
+// commands of Exec are killed; whoever asked gets Unavailable. Everything else goes on. It may be repeated.
+func (m *Manager) Hurry() { m.crew.hurry() }
+
+// Close ends the watching of containers, which run on, and does what Hurry does; it waits for creations, starts,
+// stops and removals in hand until ctx ends. No more are begun.
 func (m *Manager) Close(ctx context.Context) error { return m.crew.close(ctx) }
 
 // OnPauseExit names who is told, with the pod's id, that a pod's pause has exited, whatever the cause. f must

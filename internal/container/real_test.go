@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -330,16 +331,26 @@ func TestRealRestart(t *testing.T) {
 	})
 }
 
-// hangingExec starts an exec that does not end, and returns once its command runs.
+// hangingExec starts an exec that does not end with its manager, as that of a crid that is killed, and returns once
+// its command runs.
 func (h *machine) hangingExec(c *Container) <-chan oci.ExecResult {
 	h.t.Helper()
 	fifo := filepath.Join(h.dir, "rootfs", c.ID(), "tmp", "up")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		h.t.Fatal(err)
 	}
+	rt, err := c.runtime()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	template, err := c.execTemplate()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	command := spec.ExecProcess(&specs.Spec{Process: template}, []string{"sh", "-c", "echo > /tmp/up; exec sleep 2000"}, false)
 	ended := make(chan oci.ExecResult, 1)
 	go func() { // ends when the command is killed
-		r, err := c.Exec(context.Background(), []string{"sh", "-c", "echo > /tmp/up; exec sleep 2000"}, 0, 100)
+		r, err := rt.Exec(context.Background(), c.ID(), oci.Exec{Process: command, Limit: 100, Cgroup: c.Cgroup()})
 		if err != nil {
 			h.t.Error(err)
 		}

@@ -26,7 +26,7 @@ func (c *Container) Remove(ctx context.Context) error {
 func (c *Container) beginRemoval() *flight {
 	f, mine := c.takeRemoval()
 	if mine && !c.m.crew.work(func(ctx context.Context) { c.runRemoval(ctx, f) }) {
-		c.endRemoval(f, errClosing())
+		c.endRemoval(f, errClosing)
 	}
 	return f
 }

@@ -49,12 +49,12 @@ func (c *Container) beginStart(ctx context.Context) (*starting, error) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	s := &starting{flight: newFlight(), ran: make(chan struct{}), cancel: cancel}
 	begun := c.m.crew.work(func(life context.Context) {
-		defer context.AfterFunc(life, func() { cancel(errClosing()) })()
+		defer context.AfterFunc(life, func() { cancel(errClosing) })()
 		s.land(c.start(ctx, s))
 		cancel(nil)
 	})
 	if !begun {
-		return nil, errClosing()
+		return nil, errClosing
 	}
 	c.busy.starting = s
 	return s, nil

@@ -70,7 +70,7 @@ func (c *Container) beginStop(grace time.Duration) (*stopping, error) {
 		s.land(err)
 	})
 	if !begun {
-		return nil, errClosing()
+		return nil, errClosing
 	}
 	c.busy.stopping = s
 	return s, nil
@@ -94,8 +94,8 @@ func (c *Container) stop(ctx context.Context, s *stopping) error {
 	if c.askToEnd(s) && c.awaitExit(s) {
 		return nil
 	}
-	if c.m.crew.resting() && !c.due(s) {
-		return errClosing() // the container is left as it is; whoever asked asks the next crid
+	if c.m.crew.ending() && !c.due(s) {
+		return errClosing // the container is left as it is; whoever asked asks the next crid
 	}
 	return c.kill(ctx)
 }
@@ -138,7 +138,7 @@ func (c *Container) awaitExit(s *stopping) bool {
 			timer.Stop()
 		case <-timer.C:
 			return false
-		case <-c.m.crew.watching.Done():
+		case <-c.m.crew.patience.Done():
 			timer.Stop()
 			return false
 		}

@@ -119,22 +119,52 @@ func TestAClientThatGivesUpDoesNotEndTheStop(t *testing.T) {
 	})
 }
 
-func TestTheEndOfCridDoesNotWaitForAGrace(t *testing.T) {
+func TestTheEndOfCridHurriesWhoOnlyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
 		m := h.boot().open()
 		h.script = script{ignoreTerm: true}
-		c := mustStart(t, m, h.request("web"))
-		stopped := make(chan error, 1)
-		go func() { stopped <- c.Stop(t.Context(), time.Hour) }() // ends by Close
+		c, other := mustStart(t, m, h.request("web")), mustStart(t, m, h.request("other"))
+		ended := make(chan error, 2)
+		go func() { ended <- c.Stop(t.Context(), time.Hour) }() // ends by Hurry
+		go func() {                                             // the same
+			_, err := c.Exec(t.Context(), []string{"sleep", "1000"}, 0, 100)
+			ended <- err
+		}()
 		synctest.Wait()
 		begun := time.Now()
+		m.Hurry()
+		wantKind(t, <-ended, errdef.Unavailable)
+		wantKind(t, <-ended, errdef.Unavailable)
+		wantKind(t, c.Stop(t.Context(), time.Hour), errdef.Unavailable)
+		wantState(t, c, Running)
+		if err := other.Remove(t.Context()); err != nil {
+			t.Errorf("what does not wait is not done any more: %v", err)
+		}
 		closeManager(t, m)
-		wantKind(t, <-stopped, errdef.Unavailable)
 		if took := time.Since(begun); took > 0 {
 			t.Errorf("closed after %s", took)
 		}
 		wantState(t, c, Running)
+	})
+}
+
+// TestTheEndWaitsForAKill closes while a kill waits for the exit: the watcher must live to see it.
+func TestTheEndWaitsForAKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m := h.boot().open()
+		c := mustStart(t, m, h.request("web"))
+		gate := h.hang("record put exited")
+		time.AfterFunc(time.Second, func() { close(gate) })
+		removed := make(chan error, 1)
+		go func() { removed <- c.Remove(t.Context()) }()
+		synctest.Wait()
+		closeManager(t, m)
+		if err := <-removed; err != nil {
+			t.Error(err)
+		}
+		h.wantNothingLeft(m)
 	})
 }
 

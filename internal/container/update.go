@@ -61,7 +61,7 @@ func (c *Container) beginUpdate(ctx context.Context, change *runtime.LinuxContai
 		f.land(err)
 	})
 	if !begun {
-		return nil, false, errClosing()
+		return nil, false, errClosing
 	}
 	c.busy.updating = f
 	return f, true, nil

@@ -162,16 +162,26 @@ func (c *Crid) Context() context.Context {
 	return ctx
 }
 
-// ExecSync runs a command and returns the whole answer, exit code and streams apart.
-func (c *Crid) ExecSync(r *runtime.ExecSyncRequest) (*runtime.ExecSyncResponse, error) {
+// Client is a client on a connection of its own, which outlives crid until t ends.
+func (c *Crid) Client() runtime.RuntimeServiceClient {
 	c.t.Helper()
 	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	defer conn.Close()
-	return runtime.NewRuntimeServiceClient(conn).ExecSync(c.Context(), r)
+	c.t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			c.t.Error(err)
+		}
+	})
+	return runtime.NewRuntimeServiceClient(conn)
+}
+
+// ExecSync runs a command and returns the whole answer, exit code and streams apart.
+func (c *Crid) ExecSync(r *runtime.ExecSyncRequest) (*runtime.ExecSyncResponse, error) {
+	c.t.Helper()
+	return c.Client().ExecSync(c.Context(), r)
 }
 
 // Restart stops crid and starts it again on the same directories.

@@ -244,6 +244,47 @@ func TestEventsEndWithTheDaemon(t *testing.T) {
 	}
 }
 
+func TestTheEndWaitsForNoGraceAndNoCommand(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("trap '' TERM; touch /tmp/up; while :; do sleep 0.1; done")
+		pid := ctr.Exec("while ! [ -e /tmp/up ]; do sleep 0.1; done; echo $PPID")
+		client, ctx := c.Client(), c.Context()
+		ended := make(chan error, 2)
+		go func() { // ends with the daemon, as the next does
+			_, err := client.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: ctr.ID, Timeout: 50})
+			ended <- err
+		}()
+		go func() {
+			_, err := client.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: ctr.ID, Cmd: []string{"sh", "-c", "touch /tmp/exec; sleep 1000"}})
+			ended <- err
+		}()
+		ctr.Exec("while ! [ -e /tmp/exec ]; do sleep 0.1; done")
+		eventually(t, "the stop to have begun", func() bool {
+			s, err := c.Runtime.Status(c.Context(), true)
+			return err == nil && strings.Contains(s.Info["crid"], `"stage":"stop"`)
+		})
+		began := time.Now()
+		if err := c.Node.Stop(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 2*time.Second { // without a loaded machine it is a tenth of that
+			t.Errorf("crid took %v to stop", took)
+		}
+		for range cap(ended) {
+			if err := <-ended; status.Code(err) != codes.Unavailable {
+				t.Errorf("the call that waited: %v", err)
+			}
+		}
+		if err := c.Node.Again(c.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING || ctr.Exec("echo $PPID") != pid {
+			t.Errorf("the container: %v", s)
+		}
+		ctr.Stop(0)
+	})
+}
+
 func TestWhatIsNotBuiltSaysSo(t *testing.T) {
 	c := harness.Start(t)
 	err := c.Runtime.CheckpointContainer(c.Context(), &runtime.CheckpointContainerRequest{ContainerId: "x", Location: "/x"})
