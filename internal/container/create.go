@@ -238,7 +238,7 @@ func (c *Container) build(ctx context.Context, r Request) error {
 	if err := c.m.deps.Records.Put(c.id, c.record(c.Status())); err != nil {
 		return err
 	}
-	release, err := c.hold()
+	release, err := c.hold(ctx)
 	if err != nil {
 		return err
 	}

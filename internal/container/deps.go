@@ -98,7 +98,7 @@ type Rootfs interface {
 
 // Images keeps an image from being removed while a container is made with it.
 type Images interface {
-	Hold(imageID string) (release func(), err error)
+	Hold(ctx context.Context, imageID string) (release func(), err error)
 }
 
 // ImageMounts mounts images for containers to have as volumes, each once. Every method may be repeated.

@@ -19,7 +19,7 @@ type imageState struct {
 
 type fakeImages struct{ session }
 
-func (f fakeImages) Hold(imageID string) (func(), error) {
+func (f fakeImages) Hold(_ context.Context, imageID string) (func(), error) {
 	if imageID != testImage().ID && imageID != dataImage().ID {
 		return nil, fmt.Errorf("image %s: %w", imageID, errdef.NotFound)
 	}

@@ -73,7 +73,7 @@ func (c *Container) mounts() []*runtime.Mount {
 }
 
 // hold keeps the images until the container stands as their user.
-func (c *Container) hold() (release func(), err error) {
+func (c *Container) hold(ctx context.Context) (release func(), err error) {
 	var held []func()
 	release = func() {
 		for _, let := range held {
@@ -83,13 +83,13 @@ func (c *Container) hold() (release func(), err error) {
 	if c.plan.Pause {
 		return release, nil
 	}
-	let, err := c.m.deps.Images.Hold(c.plan.ImageID)
+	let, err := c.m.deps.Images.Hold(ctx, c.plan.ImageID)
 	if err != nil {
 		return nil, err
 	}
 	held = append(held, let)
 	for _, id := range c.plan.Volumes.ids() {
-		let, err := c.m.deps.Images.Hold(id)
+		let, err := c.m.deps.Images.Hold(ctx, id)
 		if err != nil {
 			release()
 			return nil, fmt.Errorf("mounts: %w: %w", err, errdef.ImageVolume)

@@ -15,6 +15,9 @@ import (
 
 const leasePrefix = "crid-lease-"
 
+// leaseWait is how long a new lease waits for the removal of its image, after which there is nothing to lease.
+const leaseWait = time.Minute
+
 // leases are containers of the store, at most one for each image, which keep other tools on the same store from
 // removing an image that crid mounts. crid's own removal drops them.
 type leases struct {
@@ -53,7 +56,9 @@ func (s *Images) takeLease(id string) {
 }
 
 func (s *Images) makeLease(id string) error {
-	release, err := s.Hold(id)
+	ctx, cancel := context.WithTimeout(context.Background(), leaseWait) // nobody waits for a lease
+	defer cancel()
+	release, err := s.Hold(ctx, id)
 	if err != nil {
 		return err
 	}

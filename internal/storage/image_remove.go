@@ -55,8 +55,8 @@ func (g *gates) countRemoval() {
 }
 
 // Hold keeps Remove away from the image until release is called, which may be repeated. NotFound when the image
-// is not stored. It waits for a removal that is already under way.
-func (s *Images) Hold(imageID string) (release func(), err error) {
+// is not stored. It waits for a removal that is already under way, as long as ctx allows.
+func (s *Images) Hold(ctx context.Context, imageID string) (release func(), err error) {
 	g := &s.gates
 	for {
 		g.mu.Lock()
@@ -66,7 +66,11 @@ func (s *Images) Hold(imageID string) (release func(), err error) {
 		}
 		over := t.removing
 		g.mu.Unlock()
-		<-over
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("image %s: wait for its removal to end: %w", imageID, context.Cause(ctx))
+		}
 	}
 	defer g.mu.Unlock()
 	if _, ok := s.index.Load().byID[imageID]; !ok {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -116,9 +117,9 @@ func TestHoldKeepsRemoveAway(t *testing.T) {
 	s := newWorld(t, r).open(t)
 	r.push(t, "a:1", simple(t, "a"))
 	img := pull(t, s, r.host+"/a:1")
-	release, err := s.Hold(img.ID)
+	release, err := s.Hold(t.Context(), img.ID)
 	check(t, err)
-	again, err := s.Hold(img.ID)
+	again, err := s.Hold(t.Context(), img.ID)
 	check(t, err)
 	again()
 	again() // repeated: counts once
@@ -127,7 +128,7 @@ func TestHoldKeepsRemoveAway(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- s.Remove(ctx, img.ID) }()
 	waitFor(t, func() bool { return s.gates.awaited(img.ID) })
-	third, err := s.Hold(img.ID) // a waiting removal stops nobody
+	third, err := s.Hold(t.Context(), img.ID) // a waiting removal stops nobody
 	check(t, err)
 	third()
 	cancel()
@@ -138,7 +139,7 @@ func TestHoldKeepsRemoveAway(t *testing.T) {
 	waitFor(t, func() bool { return s.gates.awaited(img.ID) })
 	release()
 	check(t, <-done)
-	if _, err := s.Hold(img.ID); !errors.Is(err, errdef.NotFound) {
+	if _, err := s.Hold(t.Context(), img.ID); !errors.Is(err, errdef.NotFound) {
 		t.Errorf("hold of a removed image: %v", err)
 	}
 	if _, err := s.Layers(t.Context(), img.ID); !errors.Is(err, errdef.NotFound) {
@@ -149,6 +150,24 @@ func TestHoldKeepsRemoveAway(t *testing.T) {
 	}
 }
 
+func TestHoldWaitsForARemovalAsLongAsItMay(t *testing.T) {
+	r := newRegistry(t)
+	s := newWorld(t, r).open(t)
+	r.push(t, "a:1", simple(t, "a"))
+	img := pull(t, s, r.host+"/a:1")
+	leave, err := s.gates.exclude(t.Context(), img.ID) // as Remove does
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := s.Hold(ctx, img.ID); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	leave()
+	release, err := s.Hold(t.Context(), img.ID)
+	check(t, err)
+	release()
+}
+
 // awaited tells whether a removal waits for the image's holders.
 func (g *gates) awaited(id string) bool {
 	g.mu.Lock()
@@ -156,37 +175,45 @@ func (g *gates) awaited(id string) bool {
 	return g.all[id] != nil && g.all[id].idle != nil
 }
 
-// TestRemoveBesidePulls removes an image again and again while it is pulled: every call succeeds, and in the end
-// the store is whole.
+// TestRemoveBesidePulls removes images without end while they are pulled: a pull succeeds or may be tried again, and in
+// the end the store is whole.
 func TestRemoveBesidePulls(t *testing.T) {
 	r := newRegistry(t)
 	s := newWorld(t, r).open(t)
 	base := layer(t, false, "base", "shared")
 	r.push(t, "a:1", picture(t, "a", base, layer(t, false, "top", "a")))
 	r.push(t, "b:1", picture(t, "b", base, layer(t, false, "top", "b")))
-	var all sync.WaitGroup
+	var pulls, removals sync.WaitGroup
+	pulled := make(chan struct{})
 	for _, ref := range []string{r.host + "/a:1", r.host + "/b:1"} {
-		all.Go(func() {
-			for range 6 {
+		pulls.Go(func() {
+			for range 10 {
 				img, err := s.Pull(t.Context(), ref, Auth{})
 				if err != nil && !errors.Is(err, errdef.Unavailable) {
 					t.Errorf("pull: %v", err)
 				}
-				if release, err := s.Hold(img.ID); err == nil {
+				if release, err := s.Hold(t.Context(), img.ID); err == nil {
 					checkDirs(t, s, img.ID)
 					release()
 				}
 			}
 		})
-		all.Go(func() {
-			for range 6 {
+		removals.Go(func() { // ends with the pulls
+			for {
+				select {
+				case <-pulled:
+					return
+				default:
+				}
 				if err := s.Remove(t.Context(), ref); err != nil {
 					t.Errorf("remove: %v", err)
 				}
 			}
 		})
 	}
-	all.Wait()
+	pulls.Wait()
+	close(pulled)
+	removals.Wait()
 }
 
 // checkDirs finds all layers of an image that is held.

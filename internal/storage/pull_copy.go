@@ -51,15 +51,19 @@ type download struct {
 	policy *signature.PolicyContext
 }
 
-// fetchOne pulls one name. A removal beside it may take away layers that the pull meant to use again: then it
-// is done once more.
+// tries is how often a pull is begun that removals beside it spoil.
+const tries = 5
+
+// fetchOne pulls one name. A removal beside it may take away what the pull meant to use again: then it is done once
+// more, a few times.
 func (s *Images) fetchOne(ctx context.Context, d download) (Image, error) {
-	before := s.gates.removals()
-	img, err := s.copyImage(ctx, d)
-	if err != nil && ctx.Err() == nil && s.gates.removals() != before {
-		return s.copyImage(ctx, d)
+	for left := tries - 1; ; left-- {
+		before := s.gates.removals()
+		img, err := s.copyImage(ctx, d)
+		if err == nil || left == 0 || ctx.Err() != nil || s.gates.removals() == before {
+			return img, err
+		}
 	}
-	return img, err
 }
 
 // copyImage brings the image into the store and names it. The name with the digest comes with the image itself,

@@ -10,12 +10,14 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"syscall"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/docker/distribution/registry/api/errcode"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/signature"
+	cstorage "go.podman.io/storage"
 )
 
 // pullError says what became of the pull of ref, and what an operator can do about it. The kubelet reads the
@@ -28,6 +30,8 @@ func pullError(ctx context.Context, ref string, err error) error {
 		return fmt.Errorf("%w: pull image %s: %w", errdef.SignatureInvalid, ref, err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("pull image %s: %w: %w", ref, errdef.Exhausted, err)
+	case isLost(err):
+		return fmt.Errorf("pull image %s: it or a layer of it was removed while it was pulled (pull it again): %w: %w", ref, errdef.Unavailable, err)
 	case isCertificate(err):
 		return fmt.Errorf("pull image %s: the registry's certificate is not trusted (its CA belongs into /etc/containers/certs.d/HOST/ca.crt, or mark it insecure in registries.conf): %w", ref, err)
 	case isPlainHTTP(err):
@@ -50,6 +54,13 @@ func isSignature(err error) bool {
 	_, rejected := errors.AsType[signature.PolicyRequirementError](err)
 	_, invalid := errors.AsType[signature.InvalidSignatureError](err)
 	return rejected || invalid
+}
+
+// isLost tells whether the store misses what the pull had put there or found there.
+func isLost(err error) bool {
+	return slices.ContainsFunc([]error{
+		cstorage.ErrImageUnknown, cstorage.ErrNotAnImage, cstorage.ErrLayerUnknown, cstorage.ErrNotALayer, cstorage.ErrParentUnknown,
+	}, func(lost error) bool { return errors.Is(err, lost) })
 }
 
 func isCertificate(err error) bool {

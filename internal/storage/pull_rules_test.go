@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/crid/crid/internal/errdef"
+	cstorage "go.podman.io/storage"
 )
 
 func TestCredentials(t *testing.T) {
@@ -218,5 +219,14 @@ func TestPullErrorOfTheCaller(t *testing.T) {
 	err := pullError(ctx, "a", errors.New("dial: operation was canceled"))
 	if !errors.Is(err, errAbandoned) || errors.Is(err, errdef.RegistryUnavailable) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhatIsRemovedBesideAPullMayBePulledAgain(t *testing.T) {
+	for _, lost := range []error{cstorage.ErrImageUnknown, cstorage.ErrLayerUnknown} {
+		err := pullError(t.Context(), "a", fmt.Errorf("name image: %w", lost))
+		if !errors.Is(err, errdef.Unavailable) || !strings.Contains(err.Error(), "pull it again") {
+			t.Errorf("got %v", err)
+		}
 	}
 }
