@@ -130,7 +130,7 @@ func (x *execution) start(s Streams, terminal bool) error {
 		return errors.Join(err, ours.close())
 	}
 	x.stdio = ours
-	x.stdio.run(s)
+	x.stdio.run(s, x.cmd.Process)
 	go func() { x.ended <- x.cmd.Wait() }() // ends with the runtime
 	return nil
 }

@@ -41,6 +41,7 @@ func (e ends) close() error {
 type stdio struct {
 	stdin   *os.File // nil = none; the terminal, or a pipe that ends with the client's input
 	console *os.File // nil = no terminal
+	runtime *os.Process
 	pumps   []*pump
 	over    chan struct{} // closed by close
 }
@@ -70,9 +71,9 @@ func connectPipes(s Streams) (theirs ends, ours stdio, err error) {
 	return theirs, ours, nil
 }
 
-// connectTerminal makes a terminal for the runtime, which makes another in the container and joins the two: both
-// runtimes do that, sizes included, and stay until the command has ended, so that its exit code is theirs. With a
-// console socket runc would have to detach, and whose child the command is then, nobody could wait for.
+// connectTerminal makes a terminal for the runtime, which makes another in the container and joins the two. The
+// runtime stays until the command has ended, and its exit code is the command's: with a console socket runc would
+// have to detach, and nobody could wait for the command.
 func connectTerminal(s Streams) (theirs ends, ours stdio, err error) {
 	master, slave, err := openTerminal()
 	if err != nil {
@@ -122,8 +123,9 @@ func raw(t unix.Termios) *unix.Termios {
 	return &t
 }
 
-// run begins to pass on.
-func (o *stdio) run(s Streams) {
+// run begins to pass on, once the runtime has been started.
+func (o *stdio) run(s Streams, runtime *os.Process) {
+	o.runtime = runtime
 	for _, p := range o.pumps {
 		p.done = make(chan struct{})
 		go p.run() // ends with the writers, or at finish or close
@@ -162,8 +164,9 @@ func (o *stdio) resize(sizes <-chan fact.WindowSize) {
 	}
 }
 
-// setSize gives the terminal a size, which the runtime hears of by a signal. There is nothing to resize without a
-// terminal, or after its end.
+// setSize gives both terminals a size: a runtime that has no terminal in the container yet takes the size of its
+// own. crun before 1.9 does not pass a later one on, so the other is set by hand. There is nothing to resize without
+// a terminal, or after its end.
 func (o *stdio) setSize(size fact.WindowSize) {
 	if o.console == nil {
 		return
@@ -172,9 +175,22 @@ func (o *stdio) setSize(size fact.WindowSize) {
 	if err != nil {
 		return
 	}
-	_ = conn.Control(func(fd uintptr) {
-		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns})
-	})
+	_ = conn.Control(func(fd uintptr) { setWindow(int(fd), size) })
+	for _, fd := range terminals(o.runtime.Pid) {
+		_ = o.runtime.WithHandle(func(pidfd uintptr) {
+			copied, err := unix.PidfdGetfd(int(pidfd), fd, 0)
+			if err != nil {
+				return
+			}
+			setWindow(copied, size)
+			_ = unix.Close(copied)
+		})
+	}
+}
+
+// setWindow sets the size of a terminal. One that is gone needs none.
+func setWindow(fd int, size fact.WindowSize) {
+	_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns})
 }
 
 // finish waits until all output has been passed on: what the writers have written by the time until, or by their

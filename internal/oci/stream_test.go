@@ -156,7 +156,11 @@ func TestATerminal(t *testing.T) {
 				if _, err := io.WriteString(typed, "size\n"); err != nil {
 					t.Fatal(err)
 				}
-				<-stdout.wrote
+				select {
+				case <-stdout.wrote:
+				case <-time.After(time.Second):
+					t.Fatalf("nothing more after %q", stdout)
+				}
 			}
 		}
 		if _, err := io.WriteString(typed, "hello\nend\n"); err != nil {

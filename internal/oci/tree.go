@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -328,42 +327,58 @@ func statField(pid, field int) int {
 // keeps tells whether the process pid holds open what the runtime copies: one of its pipes, or the terminal in
 // the container whose other end the runtime has.
 func keeps(pid, runtime int) bool {
-	copied := held(runtime, func(fd, target string) string {
-		switch {
-		case strings.HasPrefix(target, "pipe:"):
-			return target
-		case strings.HasSuffix(target, "/ptmx"):
-			return "/dev/pts/" + terminalIndex(runtime, fd)
+	var copied []string
+	for _, target := range held(runtime) {
+		if strings.HasPrefix(target, "pipe:") {
+			copied = append(copied, target)
 		}
-		return ""
-	})
-	kept := held(pid, func(_, target string) string { return target })
-	return slices.ContainsFunc(kept, func(target string) bool { return slices.Contains(copied, target) })
+	}
+	for _, fd := range terminals(runtime) {
+		copied = append(copied, "/dev/pts/"+terminalIndex(runtime, fd))
+	}
+	for _, target := range held(pid) {
+		if slices.Contains(copied, target) {
+			return true
+		}
+	}
+	return false
 }
 
-// held names what pid holds by what name makes of each descriptor and its target; "" is left out.
-func held(pid int, name func(fd, target string) string) []string {
+// terminals lists the descriptors of pid that are masters of terminals.
+func terminals(pid int) []int {
+	var fds []int
+	for fd, target := range held(pid) {
+		if strings.HasSuffix(target, "/ptmx") {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// held maps the descriptors of pid to what they are.
+func held(pid int) map[int]string {
 	dir := procFile(pid, "fd")
 	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err != nil {
+		return nil // it is gone
 	}
-	var names []string
+	all := map[int]string{}
 	for _, e := range entries {
-		target, err := os.Readlink(filepath.Join(dir, e.Name()))
+		fd, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		if n := name(e.Name(), target); n != "" {
-			names = append(names, n)
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			all[fd] = target
 		}
 	}
-	return names
+	return all
 }
 
-// terminalIndex is the number of the terminal whose master is the descriptor fd of pid, "" when it is gone.
-func terminalIndex(pid int, fd string) string {
-	info, err := os.ReadFile(procFile(pid, "fdinfo/"+fd))
+// terminalIndex is the number of the terminal whose master is the descriptor fd of pid; a process that is gone
+// has none.
+func terminalIndex(pid, fd int) string {
+	info, err := os.ReadFile(procFile(pid, "fdinfo/"+strconv.Itoa(fd)))
 	if err != nil {
 		return ""
 	}
