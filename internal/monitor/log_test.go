@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -105,10 +106,16 @@ func TestReopenLogDoesNotWaitForEver(t *testing.T) {
 	if err := p.ReopenLog(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
+	p.launcher.reopenWait = 200 * time.Millisecond
+	err := p.ReopenLog(t.Context())
+	if !errors.Is(err, errdef.Unavailable) || !strings.Contains(err.Error(), strconv.Itoa(p.ref.MonitorPID)) {
+		t.Errorf("the client waits for ever: %v", err)
+	}
+	p.launcher.reopenWait = reopenWait
 	if err := p.monitor.signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	// Now the monitor reopens twice in a row: the third file may have the inode of the first.
+	// Now the monitor reopens three times in a row: the third file may have the inode of the first.
 	if err := p.ReopenLog(t.Context()); err != nil {
 		t.Error(err)
 	}

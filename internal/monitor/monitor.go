@@ -42,8 +42,9 @@ type Cgroups interface {
 
 // Launcher starts monitors and finds them again. It may be used concurrently, but for one id one call at a time.
 type Launcher struct {
-	cfg Config
-	cg  Cgroups
+	cfg        Config
+	cg         Cgroups
+	reopenWait time.Duration // the constant of that name
 
 	mu    sync.Mutex // guards procs; never held across a wait or the disk
 	procs map[string]*Process
@@ -88,7 +89,7 @@ func New(cfg Config, cg Cgroups) *Launcher {
 	if cfg.Explain == nil {
 		cfg.Explain = strings.TrimSpace
 	}
-	return &Launcher{cfg: cfg, cg: cg, procs: map[string]*Process{}}
+	return &Launcher{cfg: cfg, cg: cg, reopenWait: reopenWait, procs: map[string]*Process{}}
 }
 
 // Disarm takes away what a container is created from, so that a monitor that nobody knows of and that now reads

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
@@ -19,14 +20,22 @@ import (
 // reopenCommand tells conmon to reopen its log: type 2, two numbers that do not matter.
 const reopenCommand = "2 0 0\n"
 
+// reopenWait is how long a monitor may take to reopen its log, which is a matter of microseconds.
+const reopenWait = 10 * time.Second
+
 // ReopenLog makes the monitor write to a new file at the log path, from which the old one has been moved away,
-// and returns once it exists. On an error there is no new file, unless the monitor still makes it after ctx has ended.
+// and returns once it exists: Unavailable when the monitor has not made it within ten seconds. On an error there is
+// no new file, unless the monitor still makes it after the wait has ended.
 func (p *Process) ReopenLog(ctx context.Context) error {
+	wait := p.launcher.reopenWait
+	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("the monitor, process %d, has not done it in %v; is it stopped, or the disk slow? %w",
+		p.ref.MonitorPID, wait, errdef.Unavailable))
+	defer cancel()
 	select {
 	case p.reopening <- struct{}{}:
 		defer func() { <-p.reopening }()
 	case <-ctx.Done():
-		return fmt.Errorf("reopen log of container %s: %w", p.id, ctx.Err())
+		return fmt.Errorf("reopen log of container %s: %w", p.id, context.Cause(ctx))
 	}
 	if err := p.reopen(ctx); err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", p.id, err)
@@ -63,7 +72,7 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 		case <-p.monitorGone:
 			return fmt.Errorf("the monitor has ended: %w", errdef.WrongState)
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 	return nil
