@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/distribution/reference"
@@ -272,10 +273,8 @@ func (c *Container) launch(ctx context.Context, s *specs.Spec) (Process, monitor
 	if err != nil {
 		return nil, monitor.Ref{}, err
 	}
-	if c.plan.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(c.plan.LogPath), 0o755); err != nil {
-			return nil, monitor.Ref{}, fmt.Errorf("make log directory: %w", err)
-		}
+	if err := c.prepareLog(); err != nil {
+		return nil, monitor.Ref{}, err
 	}
 	c.template.Store(s.Process)
 	rt := c.m.deps.Handlers[c.plan.Handler].Runtime.Config()
@@ -292,6 +291,24 @@ func (c *Container) launch(ctx context.Context, s *specs.Spec) (Process, monitor
 		StdinOnce:   c.config.GetStdinOnce(),
 		Env:         []string{"PATH=" + monitorPath},
 	})
+}
+
+// prepareLog makes the log's directory: Invalid when the log cannot be a file.
+func (c *Container) prepareLog() error {
+	if c.plan.LogPath == "" {
+		return nil
+	}
+	err := os.MkdirAll(filepath.Dir(c.plan.LogPath), 0o755)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("log_path %q: %w: %w", c.plan.LogPath, err, errdef.Invalid)
+	}
+	if err != nil {
+		return fmt.Errorf("make log directory: %w", err)
+	}
+	if info, err := os.Stat(c.plan.LogPath); err == nil && info.IsDir() {
+		return fmt.Errorf("log_path %q is a directory: %w", c.plan.LogPath, errdef.Invalid)
+	}
+	return nil
 }
 
 // monitorPath is all the environment that the monitor and the runtime get.

@@ -188,6 +188,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"no such device", func(r *Request) {
 			r.Config.Devices = []*runtime.Device{{HostPath: "/dev/none", ContainerPath: "/dev/none"}}
 		}, errdef.Invalid},
+		{"log that is a directory", func(r *Request) { r.Pod.Config.LogDirectory, r.Config.LogPath = "/", "tmp" }, errdef.Invalid},
 		{"no such target", func(r *Request) { pidMode(r, runtime.NamespaceMode_TARGET).TargetId = "none" }, errdef.Invalid},
 		{"pod without shared pids", func(r *Request) { pidMode(r, runtime.NamespaceMode_POD) }, errdef.WrongState},
 		{"missing seccomp profile", func(r *Request) {

@@ -235,6 +235,23 @@ func TestBadContainersLeaveNothing(t *testing.T) {
 	}
 }
 
+func TestALogThatCannotBeAFile(t *testing.T) {
+	c := harness.Start(t)
+	pod := c.RunPod()
+	if err := os.MkdirAll(filepath.Join(pod.Config.LogDirectory, "dir"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(pod.Config.LogDirectory, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"dir", "file/0.log"} {
+		_, err := pod.TryCreate(pod.ContainerConfig("true", func(cfg *runtime.ContainerConfig) { cfg.LogPath = path }))
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "log_path") {
+			t.Errorf("%s: got %v", path, err)
+		}
+	}
+}
+
 func TestAFailedStart(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
 		pod := c.RunPod()
