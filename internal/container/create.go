@@ -30,7 +30,8 @@ const createTimeout = 4 * time.Minute
 // creation is a creation in progress, which outlives the request that began it.
 type creation struct {
 	*flight
-	cancel context.CancelCauseFunc
+	cancel  context.CancelCauseFunc
+	sources []source // of the request's mounts; only the creation itself looks at them
 }
 
 // Create makes a container, or joins in making it: of concurrent calls with one key the first does the work and
@@ -44,7 +45,7 @@ func (m *Manager) Create(ctx context.Context, r Request) (*Container, error) {
 		return nil, err
 	}
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	fresh.creation = &creation{newFlight(), cancel}
+	fresh.creation = &creation{flight: newFlight(), cancel: cancel}
 	for {
 		c, mine := m.claim(fresh)
 		if mine {
@@ -244,12 +245,16 @@ func (c *Container) build(ctx context.Context, r Request) error {
 		return err
 	}
 	defer release()
+	defer c.creation.closeSources()
 	s, user, err := c.specify(ctx, r)
 	if err != nil {
 		return err
 	}
 	proc, ref, err := c.launch(ctx, s)
 	if err != nil {
+		return err
+	}
+	if err := c.confirmSources(ref.PID, s); err != nil {
 		return err
 	}
 	if _, err := c.target(); err != nil { // its pid may have passed to a stranger before the runtime used it

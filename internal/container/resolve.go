@@ -122,7 +122,7 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 			in.Mounts = append(in.Mounts, m)
 			continue
 		}
-		m, err := c.m.lookUpMount(asked)
+		m, err := c.lookUpMount(i, asked)
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
 		}
@@ -131,26 +131,32 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 	return nil
 }
 
-// lookUpMount follows a source's symbolic links on the host; a source that is not there becomes a directory.
-func (m *Manager) lookUpMount(asked *runtime.Mount) (spec.Mount, error) {
+// lookUpMount follows a source's symbolic links on the host and holds on to what it finds; a source that is not there
+// becomes a directory.
+func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error) {
 	if !filepath.IsAbs(asked.GetHostPath()) {
 		return spec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", asked.GetHostPath(), errdef.Invalid)
 	}
-	source, err := filepath.EvalSymlinks(asked.GetHostPath())
+	at, real, err := openSource(asked.GetHostPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(asked.GetHostPath(), 0o755); err != nil {
-			return spec.Mount{}, fmt.Errorf("make the missing host_path: %w", err)
+			return spec.Mount{}, fmt.Errorf("make the missing host_path: %w", badPath(err))
 		}
-		source, err = filepath.EvalSymlinks(asked.GetHostPath())
+		at, real, err = openSource(asked.GetHostPath())
 	}
 	if err != nil {
-		return spec.Mount{}, fmt.Errorf("host_path: %w", err)
+		return spec.Mount{}, fmt.Errorf("host_path: %w", badPath(err))
 	}
-	if m.coversOwn(source) && asked.GetPropagation() != runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
+	c.creation.sources = append(c.creation.sources, source{
+		at:    at,
+		field: fmt.Sprintf("mounts[%d] (%s)", i, asked.GetContainerPath()),
+		dest:  path.Join("/", asked.GetContainerPath()),
+	})
+	if c.m.coversOwn(real) && asked.GetPropagation() != runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
 		asked = proto.CloneOf(asked)
 		asked.Propagation = runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 	}
-	return spec.Mount{Mount: asked, Source: source}, nil
+	return spec.Mount{Mount: asked, Source: real}, nil
 }
 
 // coversOwn tells whether a host path contains crid's mounts, or some of them. A private copy of them would

@@ -130,28 +130,29 @@ func TestVolumes(t *testing.T) {
 }
 
 func TestMountPropagation(t *testing.T) {
-	c := harness.Start(t)
-	dir := t.TempDir()
-	pod := c.RunPod(func(cfg *runtime.PodSandboxConfig) { cfg.Linux.SecurityContext.Privileged = true })
-	run := func(p runtime.MountPropagation) *harness.Container {
-		return pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
-			cfg.Linux.SecurityContext.Privileged = true
-			cfg.Mounts = []*runtime.Mount{{HostPath: dir, ContainerPath: "/vol", Propagation: p}}
-		})
-	}
-	private, slave, shared := run(runtime.MountPropagation_PROPAGATION_PRIVATE),
-		run(runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER), run(runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL)
-	shared.Exec("mkdir /vol/sub && mount -t tmpfs tmpfs /vol/sub && echo x > /vol/sub/file")
-	if _, err := os.Stat(filepath.Join(dir, "sub", "file")); err != nil {
-		t.Errorf("a bidirectional mount does not reach the host: %v", err)
-	}
-	if got := slave.Exec("cat /vol/sub/file"); got != "x\n" {
-		t.Errorf("a mount of the host does not reach a slave: %q", got)
-	}
-	if got := private.Exec("ls /vol/sub"); got != "" {
-		t.Errorf("a mount of the host reaches a private one: %q", got)
-	}
-	shared.Exec("umount /vol/sub")
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		dir := t.TempDir()
+		pod := c.RunPod(func(cfg *runtime.PodSandboxConfig) { cfg.Linux.SecurityContext.Privileged = true })
+		run := func(p runtime.MountPropagation) *harness.Container {
+			return pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
+				cfg.Linux.SecurityContext.Privileged = true
+				cfg.Mounts = []*runtime.Mount{{HostPath: dir, ContainerPath: "/vol", Propagation: p}}
+			})
+		}
+		private, slave, shared := run(runtime.MountPropagation_PROPAGATION_PRIVATE),
+			run(runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER), run(runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL)
+		shared.Exec("mkdir /vol/sub && mount -t tmpfs tmpfs /vol/sub && echo x > /vol/sub/file")
+		if _, err := os.Stat(filepath.Join(dir, "sub", "file")); err != nil {
+			t.Errorf("a bidirectional mount does not reach the host: %v", err)
+		}
+		if got := slave.Exec("cat /vol/sub/file"); got != "x\n" {
+			t.Errorf("a mount of the host does not reach a slave: %q", got)
+		}
+		if got := private.Exec("ls /vol/sub"); got != "" {
+			t.Errorf("a mount of the host reaches a private one: %q", got)
+		}
+		shared.Exec("umount /vol/sub")
+	})
 }
 
 func TestImageVolumes(t *testing.T) {

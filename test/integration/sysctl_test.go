@@ -24,7 +24,7 @@ func TestSysctlsArriveInThePodAlone(t *testing.T) {
 		"kernel.shm_rmid_forced":           "1",
 		"kernel/msgmax":                    "4096",
 		"net.ipv4.ip_local_port_range":     "2000 3000",
-		"net/ipv4/conf/lo/log_martians":      "1",
+		"net/ipv4/conf/lo/log_martians":    "1",
 		"net.ipv4.ip_local_reserved_ports": "2100,2200-2300",
 	}))
 	got := pod.Output("cat " + strings.Join(show, " ") + " /proc/sys/net/ipv4/ip_local_reserved_ports")

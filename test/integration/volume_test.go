@@ -1,12 +1,16 @@
 package integration
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -150,4 +154,237 @@ func TestImageVolumesThatFail(t *testing.T) {
 	if ids := mountedImages(t, c); len(ids) != 0 {
 		t.Errorf("mounted images: %v", ids)
 	}
+}
+
+// mountLine is what /proc/self/mounts of a container says of /vol.
+const mountLine = "grep ' /vol ' /proc/self/mounts | cut -d' ' -f4"
+
+func hasOptions(line string, want ...string) bool {
+	got := strings.Split(strings.TrimSpace(line), ",")
+	for _, w := range want {
+		if !slices.Contains(got, w) {
+			return false
+		}
+	}
+	return true
+}
+
+func TestMountOptions(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		id := c.Pull(images.Files)
+		pod := c.RunPod()
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "run"), []byte("#!/bin/sh\necho ran\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []struct {
+			name    string
+			mount   *runtime.Mount
+			program string
+		}{
+			{"of the host", &runtime.Mount{HostPath: dir, ContainerPath: "/vol"}, "/vol/run"},
+			{"of an image", imageVolume(id, "dir"), "/vol/run"},
+		} {
+			t.Run(v.name, func(t *testing.T) {
+				if got := pod.Output(v.program, withMounts(v.mount)); got != "ran\n" {
+					t.Errorf("without options: %q", got)
+				}
+				v.mount.MountOptions = []string{"noexec", "nodev", "nosuid"}
+				got := pod.Output(mountLine+"; "+v.program+" 2>&1", withMounts(v.mount))
+				options, said, _ := strings.Cut(got, "\n")
+				if !hasOptions(options, "noexec", "nodev", "nosuid") || !strings.Contains(said, "Permission denied") {
+					t.Errorf("with options: %q", got)
+				}
+				for _, bad := range []string{"exec", "bind", "size=1", "ro,suid", ""} {
+					v.mount.MountOptions = []string{"nodev", bad}
+					_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(v.mount)))
+					if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mount_options") {
+						t.Errorf("option %q: %v", bad, err)
+					}
+				}
+			})
+		}
+		st, err := c.Runtime.Status(c.Context(), false)
+		if err != nil || !st.GetFeatures().GetMountOptions() {
+			t.Errorf("the feature is not told: %v, %v", st.GetFeatures(), err)
+		}
+	})
+}
+
+// readonlyOf is what a container can write of a volume with another filesystem mounted in it.
+func readonlyOf(t *testing.T, pod *harness.Pod, m *runtime.Mount) string {
+	t.Helper()
+	return pod.Output("for d in /vol /vol/sub; do (touch $d/x) 2>/dev/null && echo writable || echo read-only; done", withMounts(m))
+}
+
+func TestRecursiveReadOnly(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		dir := t.TempDir()
+		sub := filepath.Join(dir, "sub")
+		if err := errors.Join(os.Mkdir(sub, 0o755), unix.Mount("tmpfs", sub, "tmpfs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := unix.Unmount(sub, 0); err != nil {
+				t.Error(err)
+			}
+		}()
+		told := handlerFeatures(t, c)
+		if !told.RecursiveReadOnlyMounts {
+			t.Fatalf("no recursive read-only mounts with this runtime, both installed ones have them: %v", told)
+		}
+		pod := c.RunPod()
+		if got := readonlyOf(t, pod, &runtime.Mount{HostPath: dir, ContainerPath: "/vol", Readonly: true}); got != "read-only\nwritable\n" {
+			t.Errorf("read-only: %q", got)
+		}
+		if got := readonlyOf(t, pod, &runtime.Mount{HostPath: dir, ContainerPath: "/vol", Readonly: true, RecursiveReadOnly: true}); got != "read-only\nread-only\n" {
+			t.Errorf("recursively read-only: %q", got)
+		}
+		for _, bad := range []*runtime.Mount{
+			{HostPath: dir, ContainerPath: "/vol", RecursiveReadOnly: true},
+			{HostPath: dir, ContainerPath: "/vol", Readonly: true, RecursiveReadOnly: true, Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+			{HostPath: dir, ContainerPath: "/vol", Readonly: true, RecursiveReadOnly: true, Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+		} {
+			_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(bad)))
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "recursive_read_only") {
+				t.Errorf("%v: %v", bad, err)
+			}
+		}
+	})
+}
+
+// handlerFeatures is what Status says of the default handler.
+func handlerFeatures(t *testing.T, c *harness.Crid) *runtime.RuntimeHandlerFeatures {
+	t.Helper()
+	st, err := c.Runtime.Status(c.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range st.RuntimeHandlers {
+		if h.Name == "" {
+			return h.Features
+		}
+	}
+	t.Fatal("Status does not tell of the default handler")
+	return nil
+}
+
+// ProcMount Unmasked comes as empty lists, and needs no privileges in the runtime.
+func TestUnmaskedProc(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		const shell = "grep -c ' /proc/' /proc/self/mounts; head -c1 /proc/kcore 2>/dev/null | wc -c; grep -q '^CapEff.*ffffffff' /proc/self/status && echo privileged; true"
+		masked := pod.Output(shell, security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/kcore", "/proc/timer_list"}, []string{"/proc/sys", "/proc/bus"}
+		}))
+		if lines := strings.Split(masked, "\n"); lines[0] == "0" || lines[1] != "0" {
+			t.Errorf("masked: %q", masked)
+		}
+		unmasked := pod.Output(shell, security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.MaskedPaths, s.ReadonlyPaths = []string{}, []string{}
+		}))
+		if !strings.HasPrefix(unmasked, "0\n") || strings.Contains(unmasked, "privileged") {
+			t.Errorf("unmasked: %q", unmasked)
+		}
+	})
+}
+
+// The CRI has no size for shared memory: a pod has 64 MiB, and a volume over /dev/shm as much as it holds.
+func TestSharedMemory(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		if got := pod.Output("df -k /dev/shm | tail -1 | awk '{print $2}'"); got != "65536\n" {
+			t.Errorf("the pod's own has %q KiB", got)
+		}
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Error(err)
+			}
+		}()
+		got := pod.Output("df -k /dev/shm | tail -1 | awk '{print $2}'", withMounts(&runtime.Mount{HostPath: dir, ContainerPath: "/dev/shm"}))
+		if got != "8192\n" {
+			t.Errorf("a volume in its place has %q KiB", got)
+		}
+	})
+}
+
+func TestHostPathsThatAreRefused(t *testing.T) {
+	c := harness.Start(t)
+	pod := c.RunPod()
+	dir := t.TempDir()
+	for _, err := range []error{
+		os.Symlink("/nonexistent/x", filepath.Join(dir, "dangles")), os.Symlink("loop", filepath.Join(dir, "loop")),
+		os.WriteFile(filepath.Join(dir, "file"), nil, 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range []*runtime.Mount{
+		{HostPath: dir + "/../../etc", ContainerPath: "/vol"},
+		{HostPath: "relative", ContainerPath: "/vol"},
+		{HostPath: dir + "/dangles", ContainerPath: "/vol"},
+		{HostPath: dir + "/loop", ContainerPath: "/vol"},
+		{HostPath: dir + "/file/below", ContainerPath: "/vol"},
+		{HostPath: dir, ContainerPath: "/vol/../.."},
+		{HostPath: dir, ContainerPath: "/vol", ImageSubPath: "sub"},
+		{HostPath: dir, ContainerPath: "/vol", Propagation: 7},
+	} {
+		_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(m)))
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mounts[0]") {
+			t.Errorf("%v: %v; want InvalidArgument and the mount", m, err)
+		}
+	}
+	if list, err := c.Runtime.ListContainers(c.Context(), nil); err != nil || len(list) != 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+}
+
+// A container that has the source's parent swaps it for a symbolic link to crid's own directory, over and over. Whatever
+// a mount gets, it never gets crid's directory otherwise than as a slave of the host's.
+func TestSwappedHostPaths(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		dir := t.TempDir()
+		for _, err := range []error{os.Mkdir(filepath.Join(dir, "vol"), 0o755), os.Symlink(c.RunRoot, filepath.Join(dir, "link"))} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		pod := c.RunPod()
+		c.Pull(images.Busybox)
+		ctx, stop := context.WithCancel(t.Context())
+		var swapper sync.WaitGroup
+		swapper.Go(func() { // ends with stop
+			for ctx.Err() == nil {
+				if err := unix.Renameat2(unix.AT_FDCWD, dir+"/vol", unix.AT_FDCWD, dir+"/link", unix.RENAME_EXCHANGE); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		refused := 0
+		for range 15 {
+			ctr, err := pod.TryCreate(pod.ContainerConfig("sleep 1000", withMounts(&runtime.Mount{HostPath: dir + "/vol", ContainerPath: "/vol"})))
+			if status.Code(err) == codes.InvalidArgument {
+				refused++
+				continue
+			}
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			ctr.Start()
+			if got := ctr.Exec("test -e /vol/crid.sock && grep ' /vol ' /proc/self/mountinfo; true"); got != "" && !strings.Contains(got, "master:") {
+				t.Errorf("crid's own directory is mounted, and not as a slave: %q", got)
+			}
+			ctr.Remove()
+		}
+		stop()
+		swapper.Wait()
+		t.Logf("%d of 15 creates were refused", refused)
+	})
 }

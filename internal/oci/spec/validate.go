@@ -81,8 +81,12 @@ func validateMount(m *runtime.Mount) error {
 		return fmt.Errorf("container_path is not an absolute path below /: %w", errdef.Invalid)
 	case m.GetImage().GetImage() == "" && !path.IsAbs(m.GetHostPath()):
 		return fmt.Errorf("host_path %q is not an absolute path: %w", m.GetHostPath(), errdef.Invalid)
+	case climbs(m.GetHostPath()):
+		return fmt.Errorf("host_path %q has a component \"..\": %w", m.GetHostPath(), errdef.Invalid)
 	case m.GetImage().GetImage() != "" && m.GetHostPath() != "":
 		return fmt.Errorf("host_path and image exclude each other: %w", errdef.Invalid)
+	case m.GetImage().GetImage() == "" && m.GetImageSubPath() != "":
+		return fmt.Errorf("image_sub_path without image: %w", errdef.Invalid)
 	case m.GetRecursiveReadOnly() && !m.GetReadonly():
 		return fmt.Errorf("recursive_read_only needs readonly: %w", errdef.Invalid)
 	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
