@@ -107,14 +107,38 @@ func (t *Tree) Processes(path string) (uint64, error) {
 			break
 		}
 	}
-	var sum uint64
-	err = walk(filepath.Join(h.dir, cleaned), func(dir string) error {
-		pids, err := procs(dir)
-		sum += uint64(len(pids))
-		return err
-	})
+	n, err := countProcs(filepath.Join(h.dir, cleaned))
 	if err != nil {
 		return 0, fmt.Errorf("count processes of cgroup %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// countProcs counts those in dir and below it.
+func countProcs(dir string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(dir, &st)
+	var pids []int
+	if err == nil {
+		pids, err = procs(dir)
+	}
+	if gone(err) {
+		return 0, nil
+	}
+	sum := uint64(len(pids))
+	if err != nil || st.Nlink == 2 { // the kernel counts two links and one for each cgroup below: a listing is spared
+		return sum, err
+	}
+	names, err := children(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range names {
+		n, err := countProcs(filepath.Join(dir, name))
+		if err != nil {
+			return 0, err
+		}
+		sum += n
 	}
 	return sum, nil
 }

@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"net"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -42,4 +43,43 @@ func isNetNS(path string) bool {
 		return false
 	}
 	return st.Type == unix.NSFS_MAGIC || st.Type == unix.PROC_SUPER_MAGIC
+}
+
+// Interface is what has gone through a network interface since it was made.
+type Interface struct {
+	Name              string
+	RxBytes, RxErrors uint64
+	TxBytes, TxErrors uint64
+}
+
+// Interfaces reads the counters of the interfaces in the network namespace at path, without the loopback. NotFound
+// when there is no such namespace.
+func Interfaces(path string) ([]Interface, error) {
+	if !isNetNS(path) {
+		return nil, fmt.Errorf("network namespace %s: %w", path, errdef.NotFound)
+	}
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %s: %w: %w", path, err, errdef.Unavailable)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("enter network namespace %s: %w: %w", path, err, errdef.Unavailable)
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces in %s: %w: %w", path, err, errdef.Unavailable)
+	}
+	var all []Interface
+	for _, link := range links {
+		a := link.Attrs()
+		if a.Flags&net.FlagLoopback != 0 || a.Statistics == nil {
+			continue
+		}
+		s := a.Statistics
+		all = append(all, Interface{Name: a.Name, RxBytes: s.RxBytes, RxErrors: s.RxErrors, TxBytes: s.TxBytes, TxErrors: s.TxErrors})
+	}
+	return all, nil
 }
