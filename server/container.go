@@ -36,6 +36,7 @@ type ContainerLife interface {
 
 // ContainerLimits is what a container may use.
 type ContainerLimits interface {
+	Cgroup() string // path of the container's own
 	// Update changes what change specifies, all of it or nothing.
 	Update(ctx context.Context, change *runtime.LinuxContainerResources) error
 }

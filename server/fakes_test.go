@@ -25,6 +25,7 @@ import (
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/sandbox"
+	"github.com/crid/crid/internal/stats"
 	"github.com/crid/crid/internal/storage"
 )
 
@@ -33,6 +34,7 @@ type house struct {
 	pods       *fakePods
 	containers *fakeContainers
 	images     *fakeImages
+	stats      *fakeStats
 	events     *event.Bus[event.Event]
 	network    fact.Condition
 	log        *syncBuffer
@@ -51,6 +53,7 @@ func newHouse(t *testing.T) *house {
 		pods:       &fakePods{byID: map[string]*fakePod{}},
 		containers: &fakeContainers{byID: map[string]*fakeContainer{}},
 		images:     &fakeImages{},
+		stats:      &fakeStats{},
 		events:     event.New[event.Event](16),
 		network:    fact.Condition{Ready: true},
 		log:        &syncBuffer{},
@@ -60,7 +63,7 @@ func newHouse(t *testing.T) *house {
 		Facts: Facts{Version: "v1.2.3", Handlers: []fact.Handler{
 			{Name: "crun", RecursiveReadOnly: true}, {Name: "runc"},
 		}},
-		Pods: h.pods, Containers: h.containers, Images: h.images, Rootfs: h.images, Events: h.events,
+		Pods: h.pods, Containers: h.containers, Images: h.images, Rootfs: h.images, Events: h.events, Stats: h.stats,
 		Network: func() fact.Condition { return h.network },
 		Info:    func() map[string]any { return map[string]any{"config": map[string]string{"root": "/r"}} },
 		Log:     slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -216,6 +219,8 @@ func (c *fakeContainer) Stop(_ context.Context, grace time.Duration) error {
 	return c.do("stop " + grace.String())
 }
 
+func (c *fakeContainer) Cgroup() string { return "/" + c.pod + "/crid-" + c.id }
+
 func (c *fakeContainer) Update(_ context.Context, change *runtime.LinuxContainerResources) error {
 	return c.do(fmt.Sprintf("update %d shares", change.GetCpuShares()))
 }
@@ -310,4 +315,36 @@ func (f *fakeImages) Usage(context.Context) (storage.Usage, error) {
 
 func (f *fakeImages) Total(context.Context) (storage.Usage, error) {
 	return storage.Usage{Mountpoint: "/rootfs", Bytes: 7, Inodes: 8}, nil
+}
+
+// fakeStats measures nothing: it answers with whom it was asked of, and as the cgroup's what it was given.
+type fakeStats struct {
+	containers []stats.Container // of the last call, Pod's included
+	pods       []stats.Pod
+}
+
+func (f *fakeStats) Container(ctx context.Context, c stats.Container) (*runtime.ContainerStats, error) {
+	return f.Containers(ctx, []stats.Container{c})[0], nil
+}
+
+func (f *fakeStats) Containers(_ context.Context, all []stats.Container) []*runtime.ContainerStats {
+	f.containers = all
+	out := []*runtime.ContainerStats{}
+	for _, c := range all {
+		out = append(out, &runtime.ContainerStats{Attributes: c.Attributes})
+	}
+	return out
+}
+
+func (f *fakeStats) Pod(ctx context.Context, p stats.Pod) (*runtime.PodSandboxStats, error) {
+	return f.Pods(ctx, []stats.Pod{p})[0], nil
+}
+
+func (f *fakeStats) Pods(ctx context.Context, all []stats.Pod) []*runtime.PodSandboxStats {
+	f.pods = all
+	out := []*runtime.PodSandboxStats{}
+	for _, p := range all {
+		out = append(out, &runtime.PodSandboxStats{Attributes: p.Attributes, Linux: &runtime.LinuxPodSandboxStats{Containers: f.Containers(ctx, p.Containers)}})
+	}
+	return out
 }

@@ -48,6 +48,7 @@ type Deps struct {
 	Images     Images
 	Rootfs     Rootfs
 	Events     Events
+	Stats      Stats
 	Network    func() fact.Condition // never waits
 	Info       func() map[string]any // for Status verbose: what an operator may want to know, as JSON values
 	Log        *slog.Logger
@@ -61,6 +62,7 @@ type Server struct {
 	images     Images
 	rootfs     Rootfs
 	events     Events
+	stats      Stats
 	network    func() fact.Condition
 	info       func() map[string]any
 	log        *slog.Logger
@@ -80,6 +82,7 @@ func New(d Deps) *Server {
 		images:     d.Images,
 		rootfs:     d.Rootfs,
 		events:     d.Events,
+		stats:      d.Stats,
 		network:    d.Network,
 		info:       d.Info,
 		log:        d.Log,

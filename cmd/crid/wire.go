@@ -17,7 +17,9 @@ import (
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/sandbox"
+	"github.com/crid/crid/internal/stats"
 	"github.com/crid/crid/server"
 )
 
@@ -34,6 +36,7 @@ func newServer(r *rooms) (*server.Server, error) {
 		Images:     r.images,
 		Rootfs:     r.rootfs,
 		Events:     r.events,
+		Stats:      r.openStats(),
 		Network:    r.network.Condition,
 		Info:       func() map[string]any { return r.info(inForce) },
 		Log:        r.log,
@@ -209,6 +212,28 @@ func (a containers) Spec(id string) ([]byte, error) {
 		return nil, fmt.Errorf("configuration of container %s: %w", id, errdef.NotFound)
 	}
 	return raw, err
+}
+
+func (r *rooms) openStats() *stats.Reader {
+	reader := stats.New(stats.Deps{Cgroups: r.cgroups, Layer: r.layerOf, Interfaces: interfacesOf, Log: r.log})
+	r.onClose("statistics", func(context.Context) error { reader.Close(); return nil })
+	return reader
+}
+
+// layerOf measures what a container has written.
+func (r *rooms) layerOf(ctx context.Context, id string) (stats.Layer, error) {
+	u, err := r.rootfs.Usage(ctx, id)
+	return stats.Layer(u), err
+}
+
+// interfacesOf reads what has gone through the interfaces of a network namespace.
+func interfacesOf(netns string) ([]stats.Interface, error) {
+	found, err := network.Interfaces(netns)
+	all := make([]stats.Interface, 0, len(found))
+	for _, i := range found {
+		all = append(all, stats.Interface(i))
+	}
+	return all, err
 }
 
 // monitors is the room of monitors as containers ask for it.

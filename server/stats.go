@@ -1,0 +1,110 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/container"
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/sandbox"
+	"github.com/crid/crid/internal/stats"
+)
+
+// Stats measures pods and containers; *stats.Reader does. Lists leave out what is gone meanwhile.
+type Stats interface {
+	Container(ctx context.Context, c stats.Container) (*runtime.ContainerStats, error)
+	Containers(ctx context.Context, all []stats.Container) []*runtime.ContainerStats
+	Pod(ctx context.Context, p stats.Pod) (*runtime.PodSandboxStats, error)
+	Pods(ctx context.Context, all []stats.Pod) []*runtime.PodSandboxStats
+}
+
+// ContainerStats of a container that has ended tells what it has written and nothing else: the rest is gone.
+func (s *runtimeService) ContainerStats(ctx context.Context, r *runtime.ContainerStatsRequest) (*runtime.ContainerStatsResponse, error) {
+	c, err := s.getContainer(r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if c.Config().GetMetadata() == nil {
+		return nil, fmt.Errorf("container %s: its record cannot be read, remove it: %w", c.ID(), errdef.Unavailable)
+	}
+	measured, err := s.stats.Container(ctx, toMeasure(c))
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ContainerStatsResponse{Stats: measured}, nil
+}
+
+// ListContainerStats tells of those that run.
+func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
+	f := r.GetFilter()
+	var running []stats.Container
+	for _, c := range s.containers.List() {
+		if visible(c) && c.Status().State == container.Running && named(c.ID(), f.GetId()) &&
+			named(c.PodID(), f.GetPodSandboxId()) && matches(c.Config().GetLabels(), f.GetLabelSelector()) {
+			running = append(running, toMeasure(c))
+		}
+	}
+	return &runtime.ListContainerStatsResponse{Stats: s.stats.Containers(ctx, running)}, nil
+}
+
+func (s *runtimeService) PodSandboxStats(ctx context.Context, r *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
+	pod, err := s.getPod(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	measured, err := s.stats.Pod(ctx, s.podToMeasure(pod))
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.PodSandboxStatsResponse{Stats: measured}, nil
+}
+
+// ListPodSandboxStats tells of pods that are ready: nothing of the others uses anything.
+func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
+	f := r.GetFilter()
+	var ready []stats.Pod
+	for _, pod := range s.pods.List() {
+		if pod.Status().State == sandbox.Ready && named(pod.ID(), f.GetId()) && matches(pod.Config().GetLabels(), f.GetLabelSelector()) {
+			ready = append(ready, s.podToMeasure(pod))
+		}
+	}
+	return &runtime.ListPodSandboxStatsResponse{Stats: s.stats.Pods(ctx, ready)}, nil
+}
+
+// toMeasure is the container as it is measured: one that has ended has no cgroup any more.
+func toMeasure(c Container) stats.Container {
+	config, status := c.Config(), c.Status()
+	m := stats.Container{Since: status.CreatedAt, Hidden: !visible(c), Attributes: &runtime.ContainerAttributes{
+		Id:          c.ID(),
+		Metadata:    config.GetMetadata(),
+		Labels:      config.GetLabels(),
+		Annotations: config.GetAnnotations(),
+	}}
+	if status.State == container.Created || status.State == container.Running {
+		m.Cgroup = c.Cgroup()
+	}
+	return m
+}
+
+// podToMeasure takes the cgroup that a client has named for the pod's own, as the kubelet's are. The default is
+// shared by all pods that name none.
+func (s *Server) podToMeasure(pod Pod) stats.Pod {
+	config, status := pod.Config(), pod.Status()
+	m := stats.Pod{NetNS: status.NetNS, Since: status.CreatedAt, Attributes: &runtime.PodSandboxAttributes{
+		Id:          pod.ID(),
+		Metadata:    config.GetMetadata(),
+		Labels:      config.GetLabels(),
+		Annotations: config.GetAnnotations(),
+	}}
+	if config.GetLinux().GetCgroupParent() != "" {
+		m.Cgroup = status.CgroupParent
+	}
+	for _, c := range s.containers.OfPod(pod.ID()) {
+		if c.Status().State == container.Running {
+			m.Containers = append(m.Containers, toMeasure(c))
+		}
+	}
+	return m
+}
