@@ -95,33 +95,6 @@ func Leaf(parent, id string) string { return filepath.Join("/", parent, ours+id)
 // MonitorLeaf returns the path of the cgroup of a container's monitor.
 func MonitorLeaf(parent, id string) string { return filepath.Join("/", parent, oursMonitor+id) }
 
-// Leaves returns, sorted, the ids that have a Leaf or a MonitorLeaf directly below parent in any hierarchy. A
-// parent that does not exist has none.
-func (t *Tree) Leaves(parent string) ([]string, error) {
-	path, err := clean(parent)
-	if err != nil {
-		return nil, fmt.Errorf("list cgroups below %s: %w", parent, err)
-	}
-	var ids []string
-	for _, h := range t.hierarchies {
-		names, err := children(filepath.Join(h.dir, path))
-		if err != nil {
-			return nil, fmt.Errorf("list cgroups below %s: %w", parent, err)
-		}
-		for _, name := range names {
-			id, found := strings.CutPrefix(name, oursMonitor)
-			if !found {
-				id, found = strings.CutPrefix(name, ours)
-			}
-			if found {
-				ids = append(ids, id)
-			}
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids), nil
-}
-
 // clean returns path as it is joined to the directory of a hierarchy.
 func clean(path string) (string, error) {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path, "\x00") || slices.Contains(strings.Split(path, "/"), "..") {

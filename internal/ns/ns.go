@@ -6,11 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -144,28 +141,6 @@ func (p *Pinner) Unpin(ctx context.Context, id string) error {
 		return fmt.Errorf("unpin namespaces of %s: %w", id, err)
 	}
 	return nil
-}
-
-// List returns, sorted, the ids that have a pin or what an interrupted Pin or Unpin left of one.
-func (p *Pinner) List() ([]string, error) {
-	var ids []string
-	for _, place := range [...]struct{ dir, prefix string }{
-		{p.netDir, netPrefix},
-		{filepath.Join(p.dir, "ipc"), ""},
-		{filepath.Join(p.dir, "uts"), ""},
-	} {
-		entries, err := os.ReadDir(place.dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("list namespaces: %w", err)
-		}
-		for _, entry := range entries {
-			if id, ours := strings.CutPrefix(entry.Name(), place.prefix); ours && id != "" {
-				ids = append(ids, id)
-			}
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids), nil
 }
 
 // checkID refuses ids that would lead out of the directories.
