@@ -48,14 +48,13 @@ type Handler struct {
 	SpecVersion       string // the newest OCI runtime-spec version that the binary accepts
 	RecursiveReadOnly bool   // mounts can be made read-only with all their submounts
 	UserNamespaces    bool   // user namespaces with idmapped mounts
-	ExecCgroup        bool   // exec takes --cgroup to put the process in a sub-cgroup
 }
 
 // Condition is one line of a readiness report.
 type Condition struct {
 	Ready   bool
 	Reason  string // one word in CamelCase; empty when ready
-	Message string // what an operator should know and do; empty when ready
+	Message string // what an operator should know and do; may say something when ready, too
 }
 
 // WindowSize is how large a terminal is, in characters.
