@@ -32,6 +32,8 @@ type Process struct {
 	container, monitor         *pidfd        // nil = was gone when opened
 	containerGone, monitorGone chan struct{} // closed when the process has ended
 	reopening                  chan struct{} // holds one token while a log is reopened
+	commanding                 chan struct{} // holds one token while a command is written to the monitor
+	hub                        hub           // of those who are attached
 
 	settle sync.Once     // writes exit
 	exit   Exit          // valid once done is closed
@@ -63,7 +65,7 @@ func (l *Launcher) Open(id string, ref Ref) (*Process, error) {
 func (l *Launcher) watch(p *Process) error {
 	p.launcher = l
 	p.containerGone, p.monitorGone, p.done = make(chan struct{}), make(chan struct{}), make(chan struct{})
-	p.reopening, p.released = make(chan struct{}, 1), make(chan struct{})
+	p.reopening, p.commanding, p.released = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 	if err := l.adopt(p); err != nil {
 		return err
 	}
@@ -201,7 +203,7 @@ func (p *Process) Alive() bool { return p.container != nil && !p.container.ended
 // release closes the pidfds, which ends the goroutines. Repeatable.
 func (p *Process) release() error {
 	p.letGo.Do(func() { close(p.released) })
-	return errors.Join(p.container.close(), p.monitor.close())
+	return errors.Join(p.hub.close(), p.container.close(), p.monitor.close())
 }
 
 // Remove ends the monitor of container id if it lives, and removes its directory and exit files; the id alone

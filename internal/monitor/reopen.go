@@ -17,8 +17,11 @@ import (
 	"github.com/crid/crid/internal/errdef"
 )
 
-// reopenCommand tells conmon to reopen its log: type 2, two numbers that do not matter.
-const reopenCommand = "2 0 0\n"
+// What conmon is told through its control FIFO.
+const (
+	resizeCommand = "1 %d %d\n" // the terminal's rows and columns
+	reopenCommand = "2 0 0\n"   // reopen the log; the numbers do not matter
+)
 
 // reopenWait is how long a monitor may take to reopen its log, which is a matter of microseconds.
 const reopenWait = 10 * time.Second
@@ -62,7 +65,7 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeOld()) }()
-	if err := p.command(reopenCommand); err != nil {
+	if err := p.command(ctx, reopenCommand); err != nil {
 		return err
 	}
 	for !isNew(path, old) {
@@ -116,8 +119,15 @@ func (p *Process) logPath() (string, error) {
 	return "", fmt.Errorf("the container has no log: %w", errdef.WrongState)
 }
 
-// command writes a line to the monitor, which must be reading.
-func (p *Process) command(line string) error {
+// command writes a line to the monitor, which must be reading. It waits until the line before has been read: of
+// several that it reads at once conmon 2.1.6 obeys the first, several times.
+func (p *Process) command(ctx context.Context, line string) (err error) {
+	select {
+	case p.commanding <- struct{}{}:
+		defer func() { <-p.commanding }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	// Nonblocking: opening a FIFO that nobody reads fails at once.
 	control, err := os.OpenFile(p.launcher.path(p.id, controlFile), os.O_WRONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, syscall.ENXIO) || errors.Is(err, fs.ErrNotExist) {
@@ -126,6 +136,32 @@ func (p *Process) command(line string) error {
 	if err != nil {
 		return fmt.Errorf("reach the monitor: %w", err)
 	}
-	_, err = control.WriteString(line)
-	return errors.Join(err, control.Close())
+	stop := context.AfterFunc(ctx, func() { _ = control.SetWriteDeadline(time.Now()) }) // a FIFO takes deadlines
+	defer func() {
+		stop()
+		err = errors.Join(err, control.Close())
+	}()
+	return writeAlone(control, line)
+}
+
+// writeAlone writes a line to a FIFO once that is empty.
+func writeAlone(fifo *os.File, line string) error {
+	conn, err := fifo.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// One page: it can be written to again only once all has been read.
+	var failed error
+	err = conn.Control(func(fd uintptr) { _, failed = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, os.Getpagesize()) })
+	if err = errors.Join(err, failed); err != nil {
+		return fmt.Errorf("prepare the way to the monitor: %w", err)
+	}
+	err = conn.Write(func(fd uintptr) bool {
+		if !polled(int(fd), unix.POLLOUT, 0) {
+			return false
+		}
+		_, failed = unix.Write(int(fd), []byte(line))
+		return true
+	})
+	return errors.Join(err, failed)
 }

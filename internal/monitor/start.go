@@ -132,10 +132,10 @@ func (l *Launcher) arguments(s Spec) []string {
 		"--full-attach", // the socket lies in the bundle, however long its path
 	}
 	for flag, wanted := range map[string]bool{
-		"--terminal":         s.Terminal,
-		"--stdin":            s.Stdin,
-		"--leave-stdin-open": s.Stdin && !s.StdinOnce,
-		"--systemd-cgroup":   s.SystemdCgroup,
+		flagTerminal:       s.Terminal,
+		flagStdin:          s.Stdin,
+		flagLeaveOpen:      s.Stdin && (!s.StdinOnce || s.Terminal), // a terminal has no end, and clients come back
+		"--systemd-cgroup": s.SystemdCgroup,
 	} {
 		if wanted {
 			args = append(args, flag)
@@ -143,6 +143,13 @@ func (l *Launcher) arguments(s Spec) []string {
 	}
 	return args
 }
+
+// The flags that say how stdin is treated, which Attach finds again.
+const (
+	flagTerminal  = "--terminal"
+	flagStdin     = "--stdin"
+	flagLeaveOpen = "--leave-stdin-open"
+)
 
 const (
 	logDriver = "k8s-file:"

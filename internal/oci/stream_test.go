@@ -278,8 +278,8 @@ func TestAReaderThatLeavesEndsAnEndlessWriter(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		if code, err := wait(); err != nil || code != 0 {
-			t.Errorf("%d, %v", code, err)
+		if _, err := wait(); err != nil {
+			t.Error(err)
 		}
 	})
 }

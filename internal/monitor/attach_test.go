@@ -1,0 +1,380 @@
+package monitor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+// screen keeps what is written to it, for a test that waits for something to appear.
+type screen struct {
+	mu    sync.Mutex // guards text
+	text  bytes.Buffer
+	wrote chan struct{} // holds a token when there is something new
+}
+
+func newScreen() *screen { return &screen{wrote: make(chan struct{}, 1)} }
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text.Write(p)
+	select {
+	case s.wrote <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+func (s *screen) await(t *testing.T, words string) {
+	t.Helper()
+	limit := time.After(10 * time.Second)
+	for !strings.Contains(s.String(), words) {
+		select {
+		case <-s.wrote:
+		case <-limit:
+			t.Fatalf("%q did not appear, but %.2000q", words, s)
+		}
+	}
+}
+
+// client is somebody who is attached.
+type client struct {
+	t              *testing.T
+	stdout, stderr *screen
+	keyboard       *io.PipeWriter
+	sizes          chan fact.WindowSize
+	leave          func()
+	ended          chan error
+}
+
+// attach attaches a client; its Attach has begun when it returns, not more.
+func attach(t *testing.T, p *Process) *client {
+	t.Helper()
+	ctx, leave := context.WithCancel(t.Context())
+	in, keyboard := io.Pipe()
+	c := &client{t: t, stdout: newScreen(), stderr: newScreen(), keyboard: keyboard, sizes: make(chan fact.WindowSize), leave: leave, ended: make(chan error, 1)}
+	go func() { // ends with Attach
+		c.ended <- p.Attach(ctx, Streams{Stdin: in, Stdout: c.stdout, Stderr: c.stderr, Resize: c.sizes})
+		in.Close() // as the owner does
+	}()
+	return c
+}
+
+func (c *client) typed(text string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c.keyboard, text); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *client) wait() error {
+	c.t.Helper()
+	select {
+	case err := <-c.ended:
+		return err
+	case <-time.After(20 * time.Second):
+		c.t.Fatal("the client is still attached")
+		return nil
+	}
+}
+
+// talk answers every line until its stdin ends.
+const talk = "while read line; do echo out $line; echo err $line >&2; [ \"$line\" = end ] && exit 3; done; exit 4"
+
+func TestAttachedClientsHearAndAreHeard(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("talk", talk)
+		s.Stdin = true
+		p := h.run(s)
+		one, two := attach(t, p), attach(t, p)
+		one.typed("a\n")
+		one.stdout.await(t, "out a\n")
+		one.stderr.await(t, "err a\n")
+		two.typed("b\n")
+		two.stdout.await(t, "out b\n")
+		one.stdout.await(t, "out b\n")
+		two.leave()
+		if err := two.wait(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if err := one.keyboard.Close(); err != nil { // which ends nothing
+			t.Error(err)
+		}
+		three := attach(t, p)
+		three.typed("end\n")
+		if exit := h.wait(p); exit.Code != 3 {
+			t.Errorf("%+v", exit)
+		}
+		for _, c := range []*client{one, three} {
+			if err := c.wait(); err != nil {
+				t.Error(err)
+			}
+			c.stdout.await(t, "out end\n")
+		}
+		if strings.Contains(three.stdout.String(), "out a") {
+			t.Errorf("the past is repeated: %q", three.stdout)
+		}
+		if err := p.Attach(t.Context(), Streams{}); !errors.Is(err, errdef.WrongState) {
+			t.Errorf("attached to what has ended: %v", err)
+		}
+	})
+}
+
+func TestStdinOnceEndsWithItsClient(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("once", talk)
+		s.Stdin, s.StdinOnce = true, true
+		p := h.run(s)
+		only := newScreen()
+		ctx, leave := context.WithCancel(t.Context())
+		listened := make(chan error, 1)
+		go func() { listened <- p.Attach(ctx, Streams{Stdout: only}) }() // ends by leave
+		c := attach(t, p)
+		c.typed("a\n")
+		c.stdout.await(t, "out a\n")
+		only.await(t, "out a\n")
+		leave() // who only listened ends nothing
+		if err := <-listened; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		c.typed("b\n")
+		c.stdout.await(t, "out b\n")
+		if err := c.keyboard.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := c.wait(); err != nil {
+			t.Error(err)
+		}
+		if exit := h.wait(p); exit.Code != 4 {
+			t.Errorf("%+v", exit)
+		}
+	})
+}
+
+func TestAttachToATerminal(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("tty", "while read line; do case $line in size) echo now $(busybox stty size);; end) exit 5;; esac; done")
+		s.Config = terminal(t, s.Config)
+		s.Terminal, s.Stdin, s.StdinOnce = true, true, true
+		p := h.run(s)
+		first := attach(t, p)
+		for i := range 20 { // each of them counts, however fast they come
+			size := fact.WindowSize{Rows: uint16(20 + i), Columns: uint16(100 + i)}
+			first.sizes <- size
+			want := fmt.Sprintf("now %d %d", size.Rows, size.Columns)
+			for limit := time.Now().Add(10 * time.Second); !strings.Contains(first.stdout.String(), want); {
+				if time.Now().After(limit) {
+					t.Fatalf("%q did not appear", want)
+				}
+				first.typed("size\n")
+				<-first.stdout.wrote
+			}
+		}
+		if err := first.keyboard.Close(); err != nil {
+			t.Error(err)
+		}
+		first.leave()
+		if err := first.wait(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		again := attach(t, p) // the terminal has not ended
+		again.typed("end\n")
+		if err := again.wait(); err != nil || h.wait(p).Code != 5 {
+			t.Errorf("%v, %+v", err, h.wait(p))
+		}
+	})
+}
+
+// terminal gives the container of a configuration a terminal.
+func terminal(t *testing.T, config []byte) []byte {
+	t.Helper()
+	was := []byte(`"process":{`)
+	if !bytes.Contains(config, was) {
+		t.Fatalf("no process in %s", config)
+	}
+	return bytes.Replace(config, was, []byte(`"process":{"terminal":true,`), 1)
+}
+
+func TestNobodyLeavesAnythingInASilentContainer(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("silent", "read line; echo $line; sleep 1000")
+		s.Stdin = true
+		p := h.run(s)
+		attachOnce := func() {
+			c := attach(t, p)
+			c.typed("") // it has begun to read
+			c.leave()
+			if err := c.wait(); !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+		}
+		attachOnce()
+		fds, theirs, goroutines := countFds(t), fdsOf(t, p.ref.MonitorPID), runtime.NumGoroutine()
+		for range 100 {
+			attachOnce()
+		}
+		for limit := time.Now().Add(3 * time.Second); countFds(t) > fds || runtime.NumGoroutine() > goroutines; runtime.Gosched() {
+			if time.Now().After(limit) {
+				t.Fatalf("%d fds, were %d; %d goroutines, were %d", countFds(t), fds, runtime.NumGoroutine(), goroutines)
+			}
+		}
+		if now := fdsOf(t, p.ref.MonitorPID); now > theirs {
+			t.Errorf("the monitor has %d fds, had %d", now, theirs)
+		}
+		last := attach(t, p)
+		last.typed("heard\n")
+		last.stdout.await(t, "heard\n")
+		if err := p.Signal(syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		if err := last.wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func fdsOf(t *testing.T, pid int) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// stuck is a client that reads nothing.
+type stuck struct{ over chan struct{} }
+
+func (s stuck) Write([]byte) (int, error) {
+	<-s.over
+	return 0, io.ErrClosedPipe
+}
+
+func TestAStuckClientDoesNotHoldTheContainer(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("loud", "while read line; do yes 123456789012345678901234567890 | head -c 4000000; echo done $line; done")
+		s.Stdin = true
+		p := h.run(s)
+		over := make(chan struct{})
+		ended := make(chan error, 1)
+		go func() { // ends when the hub has lost its patience
+			ended <- p.Attach(t.Context(), Streams{Stdout: stuck{over}})
+			close(over)
+		}()
+		other := attach(t, p)
+		other.typed("x\n")
+		other.stdout.await(t, "done x")
+		if err := <-ended; !errors.Is(err, errdef.Exhausted) {
+			t.Error(err)
+		}
+		if n := len(other.stdout.String()); n < 4000000 {
+			t.Errorf("the other client has %d bytes only", n)
+		}
+		if err := p.Signal(syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		if err := other.wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestUnreadInputHoldsNobodyWhoLeaves(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("deaf", "sleep 1; read line; echo heard; sleep 1000")
+		s.Stdin = true
+		p := h.run(s)
+		c := attach(t, p)
+		filled := make(chan error, 1)
+		go func() { // ends with the client
+			_, err := io.Copy(c.keyboard, io.LimitReader(zeros{}, 64<<20))
+			filled <- err
+		}()
+		timer := time.AfterFunc(300*time.Millisecond, c.leave) // long after the pipe is full
+		defer timer.Stop()
+		if err := c.wait(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if err := <-filled; err == nil {
+			t.Error("all was taken")
+		}
+		two := attach(t, p)
+		two.typed("\n")
+		two.stdout.await(t, "heard")
+		two.leave()
+		if err := two.wait(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func TestAttachAfterARestart(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("stays", talk)
+		s.Stdin = true
+		p := h.run(s)
+		before := attach(t, p)
+		before.typed("a\n")
+		before.stdout.await(t, "out a\n")
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := before.wait(); err != nil {
+			t.Error(err)
+		}
+		h.Launcher = h.launcher()
+		again, err := h.Open(s.ID, p.Ref())
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := attach(t, again)
+		after.typed("end\n")
+		if err := after.wait(); err != nil || h.wait(again).Code != 3 {
+			t.Errorf("%v, %+v", err, h.wait(again))
+		}
+		after.stdout.await(t, "out end\n")
+	})
+}
+
+func TestAttachBelowALongPath(t *testing.T) {
+	dir := t.TempDir() + "/" + strings.Repeat("long", 30)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, "crun", dir)
+	s := h.spec("deep", talk)
+	s.Stdin = true
+	p := h.run(s)
+	c := attach(t, p)
+	c.typed("end\n")
+	if err := c.wait(); err != nil {
+		t.Error(err)
+	}
+	c.stdout.await(t, "out end\n")
+}
