@@ -40,7 +40,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtime.Container
 		return nil, err
 	}
 	if c.Config().GetMetadata().GetName() == "" {
-		return nil, fmt.Errorf("container %s: its record cannot be read, remove it: %w", c.ID(), errdef.Unavailable)
+		return nil, fmt.Errorf("container %s: its record cannot be read, remove it with RemoveContainer: %w", c.ID(), errdef.Unavailable)
 	}
 	resp := &runtime.ContainerStatusResponse{Status: toContainerStatus(c)}
 	if r.GetVerbose() {

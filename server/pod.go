@@ -141,7 +141,7 @@ func (s *Server) getPod(id string) (Pod, error) {
 		return nil, err
 	}
 	if pod.Config().GetMetadata().GetName() == "" {
-		return nil, fmt.Errorf("pod %s: its record cannot be read, remove it: %w", id, errdef.Unavailable)
+		return nil, fmt.Errorf("pod %s: its record cannot be read, remove it with RemovePodSandbox: %w", id, errdef.Unavailable)
 	}
 	return pod, nil
 }

@@ -54,7 +54,6 @@ type rooms struct {
 	pods       *sandbox.Manager
 
 	warnings []string // of the start, for Status
-	unread   []string // what Load could not make sense of, for Status
 	closers  []closer
 	sweeps   []func(ctx context.Context) []error // remove what nobody has any more
 }
@@ -302,7 +301,6 @@ func (r *rooms) claimCgroupParent() (own bool, err error) {
 func (r *rooms) load(ctx context.Context) {
 	for _, err := range append(r.containers.Load(ctx), r.pods.Load(ctx)...) {
 		r.log.Warn("taking up what was there", "err", err)
-		r.unread = append(r.unread, err.Error())
 	}
 	for _, warning := range append(r.images.Warnings(), r.rootfs.Warnings()...) {
 		r.log.Warn(warning)

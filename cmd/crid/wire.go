@@ -45,10 +45,11 @@ func newServer(r *rooms) (*server.Server, error) {
 
 // info is what Status tells when it is asked for all.
 func (r *rooms) info(inForce any) map[string]any {
-	unread := slices.Clone(r.unread)
-	for _, b := range r.pods.Broken() {
-		unread = append(unread, fmt.Sprintf("pod %s: %v", b.PodID, b.Err))
+	var unread []string
+	for _, err := range append(r.pods.Unreadable(), r.containers.Unreadable()...) {
+		unread = append(unread, err.Error())
 	}
+	slices.Sort(unread)
 	return map[string]any{
 		"config": inForce,
 		"crid": map[string]any{ // one object: crictl shows objects as such, and lists as text

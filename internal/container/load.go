@@ -46,6 +46,8 @@ func (m *Manager) Load(ctx context.Context) []error {
 	}
 	for entry, err := range m.deps.Records.All() {
 		if entry.ID == "" {
+			err = fmt.Errorf("load containers: %w", err)
+			m.blind = err
 			fail(err)
 			continue
 		}
@@ -216,6 +218,24 @@ func (m *Manager) keepUnreadable(id string, cause error) {
 		return
 	}
 	c.beginRemoval()
+}
+
+// Unreadable tells which records cannot be read, and what to do about each, for Status verbose, in no order. Their
+// containers are not listed, and no pod knows that they are its own. It never waits.
+func (m *Manager) Unreadable() []error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var all []error
+	if m.blind != nil {
+		all = append(all, m.blind)
+	}
+	for id, c := range m.byID {
+		if c.unreadable() {
+			all = append(all, fmt.Errorf("container %s: it stays when its pod is removed; remove it with RemoveContainer or `crictl rm %s`: %s",
+				id, id, c.Status().Message))
+		}
+	}
+	return all
 }
 
 // Collect removes what is left of containers that have no record: it was lost, or taken away while crid was not

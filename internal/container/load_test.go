@@ -193,6 +193,9 @@ func TestABadRecordHurtsOneContainer(t *testing.T) {
 				if c.collected != (err != nil) {
 					t.Fatalf("collected: %v, want %v", err, c.collected)
 				}
+				if told := m.Unreadable(); c.collected == (len(told) == 1 && strings.Contains(told[0].Error(), "crictl rm "+bad.ID())) {
+					t.Errorf("told of %v", told)
+				}
 				if c.lives {
 					return
 				}
@@ -205,6 +208,9 @@ func TestABadRecordHurtsOneContainer(t *testing.T) {
 					t.Error(err)
 				}
 				h.wantNothingLeft(m)
+				if told := m.Unreadable(); len(told) > 0 {
+					t.Errorf("told of %v after the removal", told)
+				}
 			})
 		})
 	}

@@ -23,6 +23,7 @@ type Manager struct {
 	profiles profiles
 
 	pauseExit atomic.Pointer[func(podID string)]
+	blind     error // why Load has seen no records; written by Load alone, which nothing runs beside
 
 	mu    sync.RWMutex // guards the maps; held for their access only
 	byID  map[string]*Container

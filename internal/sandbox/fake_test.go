@@ -416,7 +416,7 @@ func (h *fakeHost) nothingLeft(t testing.TB, m *Manager) {
 		}
 		h.mu.Unlock()
 	}
-	if n := len(m.List()) + len(m.Broken()) + len(m.Tombstones()) + len(m.InFlight()); n > 0 {
+	if n := len(m.List()) + len(m.Unreadable()) + len(m.Tombstones()) + len(m.InFlight()); n > 0 {
 		t.Errorf("the manager still knows of %d things", n)
 	}
 	shutDown(t, m)

@@ -18,8 +18,8 @@ const loaders = 16
 
 // Load reads what an earlier crid left, after the containers were loaded: afterwards every pod is listed as
 // it is. Pods that were being created or removed are erased in the background, tombstones retried. Each
-// error is about one pod, which is then in Broken, or about a store that cannot be read at all; none keeps
-// crid from serving.
+// error is about one pod, in Unreadable if its record cannot be read, or about a store that cannot be read at all;
+// none keeps crid from serving.
 func (m *Manager) Load(ctx context.Context) []error {
 	var (
 		mu   sync.Mutex // guards errs
@@ -39,7 +39,7 @@ func (m *Manager) Load(ctx context.Context) []error {
 	group.SetLimit(loaders)
 	for e, err := range m.deps.Records.All() {
 		if e.ID == "" {
-			fail(fmt.Errorf("load pods: %w", err))
+			fail(m.blinded("pods", err))
 			break
 		}
 		if err != nil {
@@ -56,12 +56,21 @@ func (m *Manager) Load(ctx context.Context) []error {
 	_ = group.Wait() // the functions return nil
 	for e, err := range m.deps.Tombstones.All() {
 		if err != nil {
-			fail(fmt.Errorf("load tombstone %s: %w", e.ID, err))
+			fail(m.blinded("tombstones: the network of a stopped pod may stay attached until garbage collection", err))
 			continue
 		}
 		m.bury(e.Record, 0)
 	}
 	return errs
+}
+
+// blinded remembers that Load could not see something.
+func (m *Manager) blinded(what string, err error) error {
+	err = fmt.Errorf("load %s: %w", what, err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blind = append(m.blind, err)
+	return err
 }
 
 // adopt puts a stored pod on the maps. One whose record cannot be read has nothing but its id.
@@ -112,7 +121,7 @@ func (m *Manager) recover(ctx context.Context, p *Pod) error {
 }
 
 // Collect removes what is left of pods that have no record: somebody took it away while crid was not running. list
-// finds the ids. Each error is about one of them, which is in Broken from then on. It may run beside everything
+// finds the ids. Each error is about one of them, which is in Unreadable from then on. It may run beside everything
 // else, after Load.
 func (m *Manager) Collect(ctx context.Context, list func() ([]string, error)) []error {
 	ids, err := list() // before the look at the map: a pod is in it before it has anything

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -149,8 +150,8 @@ func TestOneBadRecordHurtsOnePod(t *testing.T) {
 				if all := m.List(); len(all) != 1 || all[0].ID() != good.ID() || all[0].Status().State != Ready {
 					t.Errorf("%d pods are listed", len(all))
 				}
-				if b := m.Broken(); len(b) != 1 || b[0].PodID != bad.ID() || b[0].Err == nil {
-					t.Errorf("broken: %+v", b)
+				if b := m.Unreadable(); len(b) != 1 || !strings.Contains(b[0].Error(), "crictl rmp "+bad.ID()) {
+					t.Errorf("unreadable: %v", b)
 				}
 				if len(m.Attachments()) != 2 {
 					t.Error("garbage collection would take the network of the broken pod")
@@ -248,8 +249,8 @@ func TestCollectRemovesWhatHasNoRecord(t *testing.T) {
 				t.Error(errs)
 			}
 		}
-		if left := h.ids(); !slices.Equal(left, []string{kept.ID()}) || len(m.Broken()) > 0 {
-			t.Errorf("left %v, broken %v", left, m.Broken())
+		if left := h.ids(); !slices.Equal(left, []string{kept.ID()}) || len(m.Unreadable()) > 0 {
+			t.Errorf("left %v, unreadable %v", left, m.Unreadable())
 		}
 		cleanUp(t, m)
 		h.nothingLeft(t, m)

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -104,11 +105,12 @@ type Deps struct {
 type Manager struct {
 	deps Deps
 
-	mu     sync.Mutex // guards the maps, closed, and Pod.ops: for map access only, nothing waits under it
+	mu     sync.Mutex // guards the maps, blind, closed, and Pod.ops: for map access only, nothing waits under it
 	pods   map[string]*Pod
 	keys   map[Key]*Pod
 	ops    map[*operation]struct{}
 	graves map[string]Tombstone
+	blind  []error // why Load may not have seen all pods and tombstones; does not change afterwards
 	closed bool
 
 	closing chan struct{}  // closed by Close
@@ -148,7 +150,7 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 }
 
 // List returns the pods that are ready or not ready, in no order. Pods being created are in InFlight, those
-// whose record cannot be read in Broken.
+// whose record cannot be read in Unreadable.
 func (m *Manager) List() []*Pod {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -189,21 +191,15 @@ func (m *Manager) Get(id string) (*Pod, error) {
 	return found, nil
 }
 
-// Broken is a pod whose record cannot be read. It is not listed; RemovePodSandbox with its id removes what
-// the id alone can find.
-type Broken struct {
-	PodID string
-	Err   error
-}
-
-// Broken returns the pods whose records cannot be read, for Status verbose.
-func (m *Manager) Broken() []Broken {
+// Unreadable tells which records cannot be read, and what to do about each, for Status verbose, in no order. Their
+// pods are not listed; Remove takes away what the id alone can find. It never waits.
+func (m *Manager) Unreadable() []error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var all []Broken
+	all := slices.Clone(m.blind)
 	for _, p := range m.pods {
 		if p.broken != nil {
-			all = append(all, Broken{p.id, p.broken})
+			all = append(all, fmt.Errorf("pod %s: remove it with RemovePodSandbox or `crictl rmp %s`: %w", p.id, p.id, p.broken))
 		}
 	}
 	return all

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,9 +111,11 @@ func TestUnreadableRecordsHarmNobodyElse(t *testing.T) {
 	if _, err := c.Runtime.PodSandboxStatus(c.Context(), bad.ID, false); status.Code(err) != codes.Unavailable {
 		t.Errorf("status of the pod: %v", err)
 	}
-	s, err := c.Runtime.Status(c.Context(), true)
-	if err != nil || !strings.Contains(s.Info["crid"], bad.ID) || !strings.Contains(s.Info["crid"], running.ID) {
-		t.Errorf("the verbose status does not tell of them: %v, %v", s.GetInfo()["crid"], err)
+	told := strings.Join(unreadable(t, c), "\n")
+	for _, want := range []string{"crictl rmp " + bad.ID, "crictl rm " + running.ID} {
+		if strings.Count(told, want) != 1 {
+			t.Errorf("the verbose status does not tell once to %s:\n%s", want, told)
+		}
 	}
 	if err := c.Runtime.RemovePodSandbox(c.Context(), bad.ID); err != nil {
 		t.Error(err)
@@ -125,4 +128,21 @@ func TestUnreadableRecordsHarmNobodyElse(t *testing.T) {
 	if rest := left(t, c, bad.ID, running.ID); len(rest) > 0 {
 		t.Errorf("left: %q", rest)
 	}
+	if told := unreadable(t, c); len(told) > 0 {
+		t.Errorf("the verbose status still tells of %q", told)
+	}
+}
+
+// unreadable is what the verbose status tells of records that cannot be read.
+func unreadable(t *testing.T, c *harness.Crid) []string {
+	t.Helper()
+	s, err := c.Runtime.Status(c.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Unreadable []string }
+	if err := json.Unmarshal([]byte(s.Info["crid"]), &info); err != nil {
+		t.Fatal(err)
+	}
+	return info.Unreadable
 }
