@@ -126,7 +126,7 @@ func (p *Process) command(ctx context.Context, line string) (err error) {
 	case p.commanding <- struct{}{}:
 		defer func() { <-p.commanding }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	// Nonblocking: opening a FIFO that nobody reads fails at once.
 	control, err := os.OpenFile(p.launcher.path(p.id, controlFile), os.O_WRONLY|syscall.O_NONBLOCK, 0)
@@ -141,7 +141,10 @@ func (p *Process) command(ctx context.Context, line string) (err error) {
 		stop()
 		err = errors.Join(err, control.Close())
 	}()
-	return writeAlone(control, line)
+	if err := writeAlone(control, line); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 // writeAlone writes a line to a FIFO once that is empty.
