@@ -372,7 +372,11 @@ func TestExits(t *testing.T) {
 		{"completed though something was killed", monitor.Exit{}, 1, ReasonCompleted, 0},
 		{"failed", monitor.Exit{Code: 3}, 0, ReasonError, 3},
 		{"memory, by the cgroup", monitor.Exit{Code: 137}, 1, ReasonOOMKilled, 137},
-		{"memory, by the monitor", monitor.Exit{Code: 1, OOM: true}, 0, ReasonOOMKilled, 1},
+		{"memory, a child being the victim", monitor.Exit{Code: 1, OOM: true}, 1, ReasonOOMKilled, 1},
+		{"memory ran out and nobody was killed", monitor.Exit{Code: 1, OOM: true}, 0, ReasonError, 1},
+		{"killed by somebody after memory had run out", monitor.Exit{Code: 137, OOM: true}, 0, ReasonError, 137},
+		{"failed long after a child was killed by the host", monitor.Exit{Code: 1}, 1, ReasonError, 1},
+		{"killed for the end of its monitor", monitor.Exit{Code: 137, Lost: true}, 1, ReasonUnrecorded, 137},
 		{"unrecorded", monitor.Exit{Code: 255, Lost: true, Message: "gone"}, 0, ReasonUnrecorded, 255},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -115,6 +115,7 @@ func (c *Container) askToEnd(s *stopping) bool {
 	if c.Status().State != Running || c.proc == nil || !time.Now().Before(due) {
 		return false
 	}
+	c.noteSignal(syscall.Signal(c.plan.Signal))
 	if err := c.proc.Signal(syscall.Signal(c.plan.Signal)); err != nil {
 		c.m.log.Warn("stop signal not sent, killing at once", "container", c.id, "err", err)
 		return false
@@ -153,6 +154,7 @@ func (c *Container) kill(ctx context.Context) error {
 	killing, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if c.proc != nil {
+		c.noteSignal(syscall.SIGKILL)
 		if err := c.proc.Signal(syscall.SIGKILL); err != nil {
 			return fmt.Errorf("kill %s: %w", c, err)
 		}

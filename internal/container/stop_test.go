@@ -168,6 +168,18 @@ func TestTheEndWaitsForAKill(t *testing.T) {
 	})
 }
 
+func TestAStopIsNoOOMKill(t *testing.T) {
+	h, m := start(t)
+	h.script.oomKills = 1 // of a child, earlier, and the container went on
+	c := mustStart(t, m, h.request("web"))
+	if err := c.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.Status(); s.ExitCode != 137 || s.Reason != ReasonError {
+		t.Errorf("got %+v", s.Life)
+	}
+}
+
 func TestStopOfWhatDoesNotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, m := start(t)

@@ -42,13 +42,7 @@ func (c *Container) finish(ctx context.Context, exit monitor.Exit) {
 		c.m.log.Warn("processes outlive their container", "container", c.id, "err", err)
 		exit.Message = join(exit.Message, err.Error())
 	}
-	if exit.Code != 0 && !exit.OOM {
-		kills, err := c.m.deps.Cgroups.OOMKills(c.plan.Cgroup)
-		if err != nil {
-			c.m.log.Warn("cannot tell whether memory ran out", "container", c.id, "err", err)
-		}
-		exit.OOM = kills > 0
-	}
+	exit.OOM = c.outOfMemory(exit)
 	if err := c.publishExit(exit); err != nil {
 		c.m.log.Warn("an exit came too late", "container", c.id, "err", err)
 		return
@@ -106,7 +100,7 @@ func ended(s *Status, exit monitor.Exit) {
 	}
 	s.ExitCode, s.Message = int32(exit.Code), exit.Message
 	switch {
-	case exit.Code != 0 && exit.OOM:
+	case exit.OOM:
 		s.Reason = ReasonOOMKilled
 	case exit.Lost:
 		s.Reason = ReasonUnrecorded
