@@ -30,7 +30,7 @@ var kinds = []struct {
 }
 
 // prefixed are the kinds that the kubelet knows by the beginning of the message, with the code Unknown.
-var prefixed = []error{errdef.RegistryUnavailable, errdef.SignatureInvalid, errdef.ImageVolume}
+var prefixed = []error{errdef.RegistryUnavailable, errdef.SignatureInvalid, errdef.ImageVolume, errdef.RecursiveReadOnly}
 
 // toStatus turns an error of a room into what the client gets. One that has a gRPC status keeps it.
 func toStatus(err error) error {

@@ -25,4 +25,5 @@ var (
 	RegistryUnavailable = errors.New("RegistryUnavailable")
 	SignatureInvalid    = errors.New("SignatureValidationFailed")
 	ImageVolume         = errors.New("ImageVolumeMountFailed")
+	RecursiveReadOnly   = errors.New("RROUnsupported")
 )

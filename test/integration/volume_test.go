@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -251,6 +252,33 @@ func TestRecursiveReadOnly(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A runtime that is too old for recursive read-only mounts is not asked for them.
+func TestRecursiveReadOnlyNeedsItsRuntime(t *testing.T) {
+	crun, err := exec.LookPath("crun")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := filepath.Join(t.TempDir(), "old-crun")
+	script := "#!/bin/sh\ncase $1 in --version) echo crun version 1.3; echo spec: 1.0.0; exit;; features) exit 1;; esac\nexec " + crun + " \"$@\"\n"
+	if err := os.WriteFile(old, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := harness.Start(t, harness.Runtime("old"), harness.Config("[runtimes.old]\npath = \""+old+"\""))
+	if handlerFeatures(t, c).RecursiveReadOnlyMounts {
+		t.Error("the feature is told of a runtime that lacks it")
+	}
+	pod := c.RunPod()
+	m := &runtime.Mount{HostPath: t.TempDir(), ContainerPath: "/vol", Readonly: true, RecursiveReadOnly: true}
+	_, err = pod.TryCreate(pod.ContainerConfig("true", withMounts(m)))
+	if status.Code(err) != codes.Unknown || !strings.HasPrefix(status.Convert(err).Message(), "RROUnsupported: ") || !strings.Contains(err.Error(), `"old"`) {
+		t.Errorf("got %v", err)
+	}
+	m.RecursiveReadOnly = false
+	if got := readonlyOf(t, pod, m); !strings.HasPrefix(got, "read-only\n") {
+		t.Errorf("read-only: %q", got)
+	}
 }
 
 // handlerFeatures is what Status says of the default handler.

@@ -20,9 +20,8 @@ func setMounts(s *specs.Spec, in Input) error {
 	var asked []specs.Mount
 	for i, m := range in.Mounts {
 		if m.GetRecursiveReadOnly() && !in.Handler.RecursiveReadOnly {
-			// The word in front is the one that k8s.io/cri-api/pkg/errors gives to this failure.
-			return fmt.Errorf("RROUnsupported: mounts[%d] (%s): recursive_read_only needs kernel 5.12 and a runtime "+
-				"that knows it, which handler %q has not: %w", i, m.GetContainerPath(), in.Handler.Name, errdef.Unsupported)
+			return fmt.Errorf("mounts[%d] (%s): recursive_read_only needs kernel 5.12 and a runtime "+
+				"that knows it, which handler %q has not: %w", i, m.GetContainerPath(), in.Handler.Name, errdef.RecursiveReadOnly)
 		}
 		bind, err := bindMount(m)
 		if err != nil {

@@ -42,7 +42,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"unknown capability", errdef.Invalid, `drop_capabilities: unknown capability "FLY"`, func(in *Input) {
 			security(in).Capabilities = &runtime.Capability{DropCapabilities: []string{"FLY"}}
 		}},
-		{"recursive read-only without the feature", errdef.Unsupported, "RROUnsupported: mounts[0] (/x)", func(in *Input) {
+		{"recursive read-only without the feature", errdef.RecursiveReadOnly, "mounts[0] (/x): recursive_read_only", func(in *Input) {
 			in.Mounts = []Mount{{Mount: &runtime.Mount{ContainerPath: "/x", Readonly: true, RecursiveReadOnly: true}}}
 		}},
 		{"unknown propagation", errdef.Invalid, "mounts[0] (/x): propagation", func(in *Input) {
