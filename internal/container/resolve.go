@@ -156,6 +156,11 @@ func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error)
 		asked = proto.CloneOf(asked)
 		asked.Propagation = runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 	}
+	if asked.GetPropagation() == runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+		if err := wantShared(at, real); err != nil {
+			return spec.Mount{}, err
+		}
+	}
 	return spec.Mount{Mount: asked, Source: real}, nil
 }
 

@@ -7,8 +7,10 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -63,6 +65,29 @@ func identityOf(dir int, name string, flags int) (identity, error) {
 		return identity{}, &fs.PathError{Op: "statx", Path: name, Err: err}
 	}
 	return identity{st.Dev_major, st.Dev_minor, st.Ino}, nil
+}
+
+// wantShared refuses a source whose mounts no other mount sees: what the container mounts there would never reach the
+// host. It reads the table of mounts, which takes milliseconds where there are thousands; few containers ask for it.
+func wantShared(at *os.File, name string) error {
+	var st unix.Statx_t
+	if err := unix.Statx(int(at.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return &fs.PathError{Op: "statx", Path: name, Err: err}
+	}
+	on, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return uint64(m.ID) != st.Mnt_id, uint64(m.ID) == st.Mnt_id
+	})
+	if err != nil {
+		return fmt.Errorf("find the mount of %s: %w", name, err)
+	}
+	if len(on) == 0 {
+		return fmt.Errorf("host_path: the mount of %s is gone: %w", name, errdef.Invalid)
+	}
+	if !strings.Contains(on[0].Optional, "shared:") {
+		return fmt.Errorf("propagation: PROPAGATION_BIDIRECTIONAL needs a shared mount, and %s lies on %s, which is none "+
+			"(mount --make-shared %s): %w", name, on[0].Mountpoint, on[0].Mountpoint, errdef.Invalid)
+	}
+	return nil
 }
 
 // badPath gives a path that cannot be its kind; other failures are the host's.

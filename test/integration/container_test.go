@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -152,6 +154,18 @@ func TestMountPropagation(t *testing.T) {
 			t.Errorf("a mount of the host reaches a private one: %q", got)
 		}
 		shared.Exec("umount /vol/sub")
+		alone := t.TempDir()
+		if err := errors.Join(unix.Mount("tmpfs", alone, "tmpfs", 0, ""), unix.Mount("", alone, "", unix.MS_PRIVATE, "")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(&runtime.Mount{HostPath: alone, ContainerPath: "/vol",
+			Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL})))
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mounts[0] (/vol): propagation") {
+			t.Errorf("bidirectional on a private mount: %v; want InvalidArgument", err)
+		}
+		if err := unix.Unmount(alone, 0); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
