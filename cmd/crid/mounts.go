@@ -30,10 +30,10 @@ func makePrivate(dir string) error {
 	return nil
 }
 
-// dropPrivate takes the mount away again, unless something is still mounted below it.
+// dropPrivate takes the mount away again, if there is one, unless something is still mounted below it.
 func dropPrivate(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) {
+	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	return fmt.Errorf("unmount %s: %w", dir, err)

@@ -235,6 +235,8 @@ func (r *rooms) openPods(context.Context) error {
 		return err
 	}
 	r.onClose("pods' files", func(context.Context) error { return dropPrivate(files) })
+	pins := filepath.Join(r.cfg.Runroot, "ns") // made private at the first pin
+	r.onClose("namespaces", func(context.Context) error { return dropPrivate(pins) })
 	podFiles := sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"})
 	own, err := r.claimCgroupParent()
 	if err != nil {
@@ -249,7 +251,7 @@ func (r *rooms) openPods(context.Context) error {
 		},
 		Records:    records,
 		Tombstones: tombstones,
-		Namespaces: ns.New(r.cfg.Network.NetnsDir, filepath.Join(r.cfg.Runroot, "ns")),
+		Namespaces: ns.New(r.cfg.Network.NetnsDir, pins),
 		Network:    r.network,
 		Cgroups:    r.cgroups,
 		Containers: r.containers,
