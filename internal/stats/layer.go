@@ -14,24 +14,27 @@ import (
 const (
 	// layerAge is how old a measurement may be that is answered without a thought. The next is begun then.
 	layerAge = time.Minute
-	// layerPatience is how long an answer waits for a measurement: the first one, or that after a long silence.
+	// layerPatience is how long a call waits for measurements, of however many containers: for the first ones, or
+	// those after a long silence.
 	layerPatience = 2 * time.Second
+	// layerTurns is how many measurements run at a time: one that takes long must not hold all others.
+	layerTurns = 2
 	// layerLimit bounds one measurement.
 	layerLimit = 10 * time.Minute
 )
 
-// layers measures what containers have written, one at a time and only when somebody asks.
+// layers measures what containers have written, few at a time and only when somebody asks.
 type layers struct {
 	known   memory[*layer]
 	measure func(ctx context.Context, id string) (Layer, error)
 	log     *slog.Logger
-	turn    chan struct{} // holds one: whose turn it is
+	turn    chan struct{} // holds those whose turn it is
 	life    context.Context
 	close   context.CancelFunc
 }
 
 func newLayers(deps Deps) *layers {
-	l := &layers{measure: deps.Layer, log: deps.Log, turn: make(chan struct{}, 1)}
+	l := &layers{measure: deps.Layer, log: deps.Log, turn: make(chan struct{}, layerTurns)}
 	l.life, l.close = context.WithCancel(context.Background())
 	return l
 }
@@ -43,18 +46,15 @@ type layer struct {
 	next  chan struct{} // closed when the measurement under way has ended; nil = none is
 }
 
-// get returns the last measurement, and begins a new one when that is old; it waits, not for long, when there is
-// none or a very old one. nil: there is still none.
+// get returns the last measurement, and begins a new one when that is old; it waits, as long as ctx lets it, when
+// there is none or a very old one. nil: there is still none.
 func (l *layers) get(ctx context.Context, id string) *cri.FilesystemUsage {
 	now := l.ask(id)
 	if now.next == nil || now.usage != nil && time.Since(now.at) < 2*layerAge {
 		return now.usage
 	}
-	timer := time.NewTimer(layerPatience)
-	defer timer.Stop()
 	select {
 	case <-now.next:
-	case <-timer.C:
 	case <-ctx.Done():
 	}
 	return l.ask(id).usage

@@ -19,6 +19,13 @@ const mainInterface = "eth0"
 // Pod measures a pod with its containers. What is gone already, its network or cgroup after it was stopped, is
 // left out.
 func (r *Reader) Pod(ctx context.Context, p Pod) (*cri.PodSandboxStats, error) {
+	ctx, cancel := context.WithTimeout(ctx, layerPatience)
+	defer cancel()
+	return r.pod(ctx, p)
+}
+
+// pod measures one pod, and waits for nothing beyond ctx.
+func (r *Reader) pod(ctx context.Context, p Pod) (*cri.PodSandboxStats, error) {
 	out := &cri.LinuxPodSandboxStats{Containers: []*cri.ContainerStats{}}
 	var sum *tally
 	if p.Cgroup == "" {
@@ -29,7 +36,7 @@ func (r *Reader) Pod(ctx context.Context, p Pod) (*cri.PodSandboxStats, error) {
 		if c.Cgroup == "" {
 			continue
 		}
-		stats, err := r.Container(ctx, c)
+		stats, err := r.container(ctx, c)
 		if errors.Is(err, errdef.NotFound) {
 			continue
 		}

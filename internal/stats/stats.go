@@ -79,6 +79,13 @@ func (r *Reader) Close() { r.layers.close() }
 
 // Container measures one container: NotFound when its cgroup is gone.
 func (r *Reader) Container(ctx context.Context, c Container) (*cri.ContainerStats, error) {
+	ctx, cancel := context.WithTimeout(ctx, layerPatience)
+	defer cancel()
+	return r.container(ctx, c)
+}
+
+// container measures one container, and waits for nothing beyond ctx.
+func (r *Reader) container(ctx context.Context, c Container) (*cri.ContainerStats, error) {
 	out := &cri.ContainerStats{Attributes: c.Attributes, WritableLayer: r.layers.get(ctx, c.Attributes.GetId())}
 	if c.Cgroup == "" {
 		return out, nil
@@ -97,8 +104,10 @@ func (r *Reader) Container(ctx context.Context, c Container) (*cri.ContainerStat
 
 // Containers measures many at once, and leaves out those that are gone meanwhile or cannot be read.
 func (r *Reader) Containers(ctx context.Context, all []Container) []*cri.ContainerStats {
+	ctx, cancel := context.WithTimeout(ctx, layerPatience)
+	defer cancel()
 	return each(all, func(c Container) *cri.ContainerStats {
-		s, err := r.Container(ctx, c)
+		s, err := r.container(ctx, c)
 		r.tell("container", c.Attributes.GetId(), err)
 		return s
 	})
@@ -106,8 +115,10 @@ func (r *Reader) Containers(ctx context.Context, all []Container) []*cri.Contain
 
 // Pods measures many at once, as Containers does.
 func (r *Reader) Pods(ctx context.Context, all []Pod) []*cri.PodSandboxStats {
+	ctx, cancel := context.WithTimeout(ctx, layerPatience)
+	defer cancel()
 	return each(all, func(p Pod) *cri.PodSandboxStats {
-		s, err := r.Pod(ctx, p)
+		s, err := r.pod(ctx, p)
 		r.tell("pod", p.Attributes.GetId(), err)
 		return s
 	})

@@ -272,7 +272,11 @@ func TestLayersAreMeasuredNowAndThen(t *testing.T) {
 			t.Helper()
 			timer := time.NewTimer(after)
 			<-timer.C
-			usage := r.layers.get(t.Context(), "a")
+			s, err := r.Container(t.Context(), one("a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			usage := s.WritableLayer
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			if usage.GetUsedBytes().GetValue() != bytes || n.measured != times {
@@ -289,13 +293,38 @@ func TestLayersAreMeasuredNowAndThen(t *testing.T) {
 		ask(5*time.Minute, 4100, 3) // too slow to be waited for
 		ask(10*time.Second, 4100, 3)
 		ask(time.Minute, 4103, 4)
-		if s := r.layers.get(t.Context(), "b"); s != nil {
-			t.Errorf("a first measurement that takes a minute: %v", s)
+	})
+}
+
+// File trees without end must not keep a list waiting, nor all the others in it.
+func TestSlowLayersHoldAListOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode()
+		n.slow = time.Minute
+		r := n.reader(t)
+		var all []Container
+		for i := range 50 {
+			id := fmt.Sprint(i)
+			n.usage["/p/crid-"+id] = used(1)
+			all = append(all, one(id))
 		}
-		n.layerErr = errors.New("I/O error")
-		n.slow = 0
+		began := time.Now()
+		list := r.Containers(t.Context(), all)
+		if took := time.Since(began); took > layerPatience || len(list) != 50 || list[0].WritableLayer != nil || list[0].Cpu == nil {
+			t.Errorf("%d of 50 after %v, the first: %v", len(list), took, list[0])
+		}
+		r.Close()
 		synctest.Wait()
 	})
+}
+
+func TestALayerThatCannotBeMeasuredIsLeftOut(t *testing.T) {
+	n := newNode()
+	n.layerErr = errors.New("input/output error")
+	s, err := n.reader(t).Container(t.Context(), one("a"))
+	if err != nil || s.WritableLayer != nil || s.Cpu == nil || !strings.Contains(n.log.String(), "input/output error") {
+		t.Errorf("%v, %v; logged %s", s, err, n.log.String())
+	}
 }
 
 func TestWhatNobodyAsksForIsForgotten(t *testing.T) {
