@@ -50,10 +50,18 @@ func (c *Container) beginUpdate(ctx context.Context, change *runtime.LinuxContai
 	}
 	f = newFlight()
 	ctx = context.WithoutCancel(ctx)
-	begun := c.m.crew.work(func(life context.Context) {
+	// One that hangs does not hold the end of crid, which undoes it, nor that of its container.
+	begun := c.m.crew.watch(func(life context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, updateTimeout)
 		defer cancel()
 		defer context.AfterFunc(life, cancel)()
+		go func() { // ends with the update, or with the container
+			select {
+			case <-c.exited:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
 		err := c.update(ctx, change)
 		c.op.Lock()
 		c.busy.updating = nil

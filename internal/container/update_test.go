@@ -198,7 +198,7 @@ func TestAHangingUpdateHoldsNobody(t *testing.T) {
 		if err := c.Stop(t.Context(), 0); err != nil {
 			t.Error(err)
 		}
-		close(gate)
+		close(gate) // the fake runtime takes no notice of its context
 		wg.Wait()
 		if !errors.Is(first, errdef.WrongState) {
 			t.Errorf("the first: %v", first)

@@ -1,11 +1,13 @@
 package integration
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -125,4 +127,36 @@ func TestResizeAPod(t *testing.T) {
 	if r := ctr.Status().GetResources().GetLinux(); r.GetCpuShares() != 200 || r.GetMemoryLimitInBytes() != 80<<20 {
 		t.Errorf("told: %v", r)
 	}
+}
+
+// The runtime of one handler hangs in its `update`: its container is told so in time and can be stopped, and
+// nobody else notices.
+func TestAHangingUpdate(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "hanging")
+	hang := "#!/bin/sh\ncase \"$*\" in *' update '*) exec sleep 1000;; esac\nexec crun \"$@\"\n"
+	if err := os.WriteFile(script, []byte(hang), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := harness.Start(t, harness.Config("[runtimes.hanging]\npath = \""+script+"\""))
+	config := c.PodConfig()
+	id, err := c.Runtime.RunPodSandbox(c.Context(), config, "hanging")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, other := c.Pod(id, config), c.RunPod().Run("sleep 1000")
+	ctr := pod.Run("sleep 1000")
+	ctx, cancel := context.WithTimeout(c.Context(), 2*time.Second)
+	defer cancel()
+	err = c.Runtime.UpdateContainerResources(ctx, ctr.ID, &runtime.ContainerResources{Linux: &runtime.LinuxContainerResources{CpuShares: 99}})
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("the update: %v", err)
+	}
+	if err := update(c, other, &runtime.LinuxContainerResources{CpuShares: 99}); err != nil {
+		t.Errorf("that of another container: %v", err)
+	}
+	if r := ctr.Status().GetResources().GetLinux(); r.GetCpuShares() == 99 {
+		t.Errorf("told: %v", r)
+	}
+	ctr.Stop(0)
+	ctr.Remove()
 }
