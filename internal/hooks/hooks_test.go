@@ -1,0 +1,167 @@
+package hooks
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// simple is a hook of /bin/true, told apart by its only argument.
+func simple(mark, when string) string {
+	return fmt.Sprintf(`{"version": "1.0.0", "hook": {"path": "/bin/true", "args": [%q]}, "when": %s, "stages": ["poststop"]}`, mark, when)
+}
+
+// marks are the arguments of what h adds to a container.
+func marks(t *testing.T, h *Hooks, annotations map[string]string, bindMounts bool) []string {
+	t.Helper()
+	s := &specs.Spec{Process: &specs.Process{Args: []string{"/usr/bin/web", "--serve"}}}
+	if err := h.Inject(s, annotations, bindMounts); err != nil {
+		t.Fatal(err)
+	}
+	if s.Hooks == nil {
+		return nil
+	}
+	var all []string
+	for _, hook := range s.Hooks.Poststop {
+		all = append(all, hook.Args[0])
+	}
+	return all
+}
+
+func TestConditions(t *testing.T) {
+	annotations := map[string]string{"example.com/gpu": "yes", "other": "no"}
+	for _, c := range []struct {
+		when  string
+		binds bool
+		want  bool
+	}{
+		{`{"always": true}`, false, true},
+		{`{"always": false}`, false, false},
+		{`{"always": false, "commands": [".*"]}`, false, false},
+		{`{"hasBindMounts": true}`, true, true},
+		{`{"hasBindMounts": true}`, false, false},
+		{`{"hasBindMounts": false}`, false, false},
+		{`{"annotations": {"^example\\.com/gpu$": "^yes$"}}`, false, true},
+		{`{"annotations": {"^example": "^no$"}}`, false, false},
+		{`{"annotations": {"gpu": "yes", "other": "no"}}`, false, true},
+		{`{"annotations": {"gpu": "yes", "third": ".*"}}`, false, false},
+		{`{"commands": ["^/bin/", "/web$"]}`, false, true},
+		{`{"commands": ["^web$"]}`, false, false},
+		{`{"always": true, "commands": ["serve"]}`, false, false},
+		{`{"always": true, "hasBindMounts": true, "commands": ["web"], "annotations": {"gpu": ""}}`, true, true},
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "x.json"), simple("x", c.when))
+		if got := marks(t, New([]string{dir}), annotations, c.binds); (len(got) == 1) != c.want {
+			t.Errorf("%s with bind mounts %v: got %v", c.when, c.binds, got)
+		}
+	}
+}
+
+func TestOrderPrecedenceAndChanges(t *testing.T) {
+	base := t.TempDir()
+	usr, etc := filepath.Join(base, "usr"), filepath.Join(base, "etc")
+	h := New([]string{usr, etc})
+	if got := marks(t, h, nil, false); got != nil {
+		t.Errorf("without directories: %v", got)
+	}
+	always := `{"always": true}`
+	write(t, filepath.Join(usr, "B.json"), simple("b", always))
+	write(t, filepath.Join(usr, "c.json"), simple("c of usr", always))
+	write(t, filepath.Join(etc, "a.json"), simple("a", always))
+	write(t, filepath.Join(etc, "c.json"), simple("c of etc", always))
+	write(t, filepath.Join(etc, "README"), "no hook")
+	if got := marks(t, h, nil, false); !slices.Equal(got, []string{"a", "b", "c of etc"}) {
+		t.Errorf("got %v", got)
+	}
+	write(t, filepath.Join(usr, "B.json"), simple("B", always)) // as long as before
+	if err := os.Remove(filepath.Join(etc, "c.json")); err != nil {
+		t.Fatal(err)
+	}
+	if got := marks(t, h, nil, false); !slices.Equal(got, []string{"a", "B", "c of usr"}) {
+		t.Errorf("after changes: %v", got)
+	}
+}
+
+func TestStages(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "x.json"), `{"version": "1.0.0", "when": {"always": true},
+		"hook": {"path": "/bin/true", "args": ["true", "a"], "env": ["A=b"], "timeout": 3},
+		"stages": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]}`)
+	s := &specs.Spec{Hooks: &specs.Hooks{Poststart: []specs.Hook{{Path: "/first"}}}}
+	if err := New([]string{dir}).Inject(s, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	got := s.Hooks
+	if len(got.Prestart)*len(got.CreateRuntime)*len(got.CreateContainer)*len(got.StartContainer)*len(got.Poststop) != 1 ||
+		len(got.Poststart) != 2 || got.Poststart[0].Path != "/first" {
+		t.Errorf("got %+v", got)
+	}
+	hook := got.CreateRuntime[0]
+	if hook.Path != "/bin/true" || !slices.Equal(hook.Args, []string{"true", "a"}) || !slices.Equal(hook.Env, []string{"A=b"}) || *hook.Timeout != 3 {
+		t.Errorf("got %+v", hook)
+	}
+}
+
+func TestFaultsNameTheFile(t *testing.T) {
+	good := simple("x", `{"always": true}`)
+	for _, c := range []struct{ name, text, want string }{
+		{"no JSON", `{"version": `, "unexpected EOF"},
+		{"unknown key", strings.Replace(good, `"when"`, `"until": 1, "when"`, 1), `"until"`},
+		{"type", strings.Replace(good, `"always": true`, `"always": "yes"`, 1), "when.always"},
+		{"trailing", good + "{}", "follows"},
+		{"version", strings.Replace(good, "1.0.0", "0.1.0", 1), "only 1.0.0"},
+		{"no stages", strings.Replace(good, `["poststop"]`, `[]`, 1), "stages"},
+		{"stage", strings.Replace(good, `["poststop"]`, `["prestop"]`, 1), `"prestop"`},
+		{"relative", strings.Replace(good, "/bin/true", "bin/true", 1), "hook.path"},
+		{"missing program", strings.Replace(good, "/bin/true", "/bin/no-such", 1), "/bin/no-such"},
+		{"no program", strings.Replace(good, "/bin/true", "/etc/passwd", 1), "no program"},
+		{"timeout", strings.Replace(good, `"args"`, `"timeout": 0, "args"`, 1), "hook.timeout"},
+		{"environment", strings.Replace(good, `"args"`, `"env": ["A"], "args"`, 1), "hook.env[0]"},
+		{"no condition", simple("x", `{}`), "when: no condition"},
+		{"annotation key", simple("x", `{"annotations": {"(": ""}}`), "when.annotations"},
+		{"annotation value", simple("x", `{"annotations": {"a": "("}}`), "when.annotations[a]"},
+		{"command", simple("x", `{"commands": ["("]}`), "when.commands[0]"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "x.json")
+		write(t, path, c.text)
+		h := New([]string{dir})
+		err := h.Inject(&specs.Spec{}, nil, false)
+		if !errors.Is(err, errdef.Unavailable) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v; want %s and %q", c.name, err, path, c.want)
+		}
+		if again := h.Check(); again == nil {
+			t.Errorf("%s: forgotten at the second look", c.name)
+		}
+		write(t, path, good)
+		if err := h.Check(); err != nil {
+			t.Errorf("%s: mended: %v", c.name, err)
+		}
+	}
+	in := `{"version": "1.0.0", "hook": {"path": "/in/container"}, "when": {"always": true}, "stages": ["startContainer"]}`
+	if _, err := parse([]byte(in)); err != nil {
+		t.Errorf("a program of the container: %v", err)
+	}
+}
