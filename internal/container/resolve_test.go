@@ -40,6 +40,9 @@ func TestSeccomp(t *testing.T) {
 		{"out of the directory", local("../deny.json"), "", errdef.Invalid},
 		{"absent", local("none.json"), "", errdef.Invalid},
 		{"no profile", local("/etc/passwd"), "", errdef.Invalid},
+		{"no name", local(""), "", errdef.Invalid},
+		{"a name with another type", &runtime.SecurityProfile{LocalhostRef: named}, "", errdef.Invalid},
+		{"unknown type", &runtime.SecurityProfile{ProfileType: 7}, "", errdef.Invalid},
 	} {
 		got, err := m.seccomp(c.asked, nil)
 		if c.kind != nil {

@@ -1,10 +1,7 @@
 package container
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,16 +26,26 @@ type profiles struct {
 
 // seccomp is the profile that a security context asks for, with caps as the bounding set; nil = unconfined.
 func (m *Manager) seccomp(asked *runtime.SecurityProfile, caps []string) (*specs.LinuxSeccomp, error) {
-	switch asked.GetProfileType() {
-	case runtime.SecurityProfile_RuntimeDefault:
-		if asked == nil || !m.deps.Host.Seccomp {
-			return nil, nil
-		}
-		return m.profiles.standard(caps)
-	case runtime.SecurityProfile_Localhost:
-		return m.localProfile(asked.GetLocalhostRef(), caps)
+	if asked == nil {
+		return nil, nil
 	}
-	return nil, nil
+	typ, ref := asked.GetProfileType(), asked.GetLocalhostRef()
+	var profile *specs.LinuxSeccomp
+	var err error
+	switch {
+	case typ == runtime.SecurityProfile_Localhost:
+		profile, err = m.localProfile(ref, caps)
+	case ref != "":
+		err = fmt.Errorf("localhost_ref %q: only for profile_type Localhost: %w", ref, errdef.Invalid)
+	case typ == runtime.SecurityProfile_RuntimeDefault && m.deps.Host.Seccomp:
+		profile, err = m.profiles.standard(caps)
+	case typ != runtime.SecurityProfile_RuntimeDefault && typ != runtime.SecurityProfile_Unconfined:
+		err = fmt.Errorf("profile_type: unknown %v: %w", typ, errdef.Invalid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("linux.security_context.seccomp: %w", err)
+	}
+	return profile, nil
 }
 
 func (p *profiles) standard(caps []string) (*specs.LinuxSeccomp, error) {
@@ -59,28 +66,25 @@ func (p *profiles) standard(caps []string) (*specs.LinuxSeccomp, error) {
 	return made, nil
 }
 
-// localProfile reads a profile of the node each time: the file may have changed.
+// localProfile reads a profile of the node each time: the file may have changed. The kubelet names it by an absolute
+// path; a relative one is looked for below the directory that the operator chose.
 func (m *Manager) localProfile(name string, caps []string) (*specs.LinuxSeccomp, error) {
-	if !m.deps.Host.Seccomp {
-		return nil, fmt.Errorf("seccomp profile %s: this kernel has no seccomp filters: %w", name, errdef.Unsupported)
+	if name == "" {
+		return nil, fmt.Errorf("localhost_ref is empty: %w", errdef.Invalid)
 	}
-	file := name
+	if !m.deps.Host.Seccomp {
+		return nil, fmt.Errorf("localhost_ref %q: this kernel has no seccomp filters: %w", name, errdef.Unsupported)
+	}
+	file := filepath.Clean(name)
 	if !filepath.IsAbs(name) {
 		if !filepath.IsLocal(name) {
-			return nil, fmt.Errorf("seccomp profile %q: localhost_ref leads out of %s: %w", name, m.deps.Options.SeccompDir, errdef.Invalid)
+			return nil, fmt.Errorf("localhost_ref %q: leads out of %s: %w", name, m.deps.Options.SeccompDir, errdef.Invalid)
 		}
 		file = filepath.Join(m.deps.Options.SeccompDir, name)
 	}
-	raw, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("seccomp profile %s: there is no such file: %w", file, errdef.Invalid)
-	}
+	profile, err := readProfile(file, caps)
 	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w", err)
-	}
-	profile, err := seccomp.LoadProfile(string(raw), bounded(caps))
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile %s: %w: %w", file, errdef.Invalid, err)
+		return nil, fmt.Errorf("localhost_ref: profile %s: %w", file, err)
 	}
 	return profile, nil
 }
