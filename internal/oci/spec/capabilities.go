@@ -43,6 +43,10 @@ func setCapabilities(s *specs.Spec, in Input) error {
 	return nil
 }
 
+// capabilities works the sets out. Dropping wins: "ALL" leaves nothing of the defaults and of any other "ALL", only
+// what is added by name; a name that is dropped is in no set, however it was added. What is ambient is in the other
+// sets as well, else the kernel would not have it so. For a user who is not root, what is only added is in the
+// bounding set: the kernel clears the rest at exec, and a program with file capabilities gets it back.
 func capabilities(c *runtime.Capability, host fact.Host) (*specs.LinuxCapabilities, error) {
 	addAll, add, err := parseCapabilities("add_capabilities", c.GetAddCapabilities())
 	if err != nil {
@@ -63,7 +67,7 @@ func capabilities(c *runtime.Capability, host fact.Host) (*specs.LinuxCapabiliti
 	if dropAll {
 		set = nil
 	}
-	if ambientAll {
+	if ambientAll && !dropAll {
 		ambient = allCapabilities(host)
 	}
 	dropped := func(name string) bool { return slices.Contains(drop, name) }
