@@ -59,6 +59,7 @@ type Runtime interface {
 	Lifecycle
 	Config() oci.Config
 	Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecResult, error)
+	Stream(ctx context.Context, id string, e oci.Exec, s oci.Streams) (exitCode int, err error)
 	Update(ctx context.Context, id string, res *specs.LinuxResources) error // nil fields stay; an error may leave half of it
 }
 
@@ -84,7 +85,13 @@ type Process interface {
 	Bundle() string
 	Wait(ctx context.Context) (monitor.Exit, error)
 	Signal(sig syscall.Signal) error // gone = nil
+	Stdio
+}
+
+// Stdio is where a process reads from and writes to, which its monitor holds.
+type Stdio interface {
 	ReopenLog(ctx context.Context) error
+	Attach(ctx context.Context, s monitor.Streams) error
 }
 
 // Rootfs makes root filesystems. Every method may be repeated.

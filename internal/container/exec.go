@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci"
 	"github.com/crid/crid/internal/oci/spec"
 )
@@ -19,29 +20,69 @@ import (
 // at its end, or that of ctx, all that cmd has started is killed and the error wraps context.DeadlineExceeded
 // or the context's; when crid ends, it is Unavailable. limit is how many bytes of stdout and of stderr are kept, each.
 func (c *Container) Exec(ctx context.Context, cmd []string, timeout time.Duration, limit int) (oci.ExecResult, error) {
-	if state := c.Status().State; state != Running {
-		return oci.ExecResult{}, c.wrongState("exec in", "it is "+string(state))
-	}
-	rt, err := c.runtime()
+	rt, e, err := c.execution(cmd, false)
 	if err != nil {
 		return oci.ExecResult{}, err
 	}
-	template, err := c.execTemplate()
+	e.Timeout, e.Limit = timeout, limit
+	ctx, done := c.m.crew.patient(ctx)
+	defer done()
+	result, err := rt.Exec(ctx, c.id, e)
+	return result, c.killed(ctx, err)
+}
+
+// Stream runs cmd in the container, at a terminal of its own or not, with its stdio connected to s, and waits for
+// its end: WrongState unless the container runs. At the end of ctx all that cmd has started is killed.
+func (c *Container) Stream(ctx context.Context, cmd []string, terminal bool, s oci.Streams) (exitCode int, err error) {
+	rt, e, err := c.execution(cmd, terminal)
 	if err != nil {
-		return oci.ExecResult{}, err
+		return 0, err
 	}
 	ctx, done := c.m.crew.patient(ctx)
 	defer done()
-	result, err := rt.Exec(ctx, c.id, oci.Exec{
-		Process: spec.ExecProcess(&specs.Spec{Process: template}, cmd, false),
-		Timeout: timeout,
-		Limit:   limit,
-		Cgroup:  c.plan.Cgroup,
-	})
+	code, err := rt.Stream(ctx, c.id, e, s)
+	return code, c.killed(ctx, err)
+}
+
+// killed says why a command was killed, if it was because crid ends.
+func (c *Container) killed(ctx context.Context, err error) error {
 	if err != nil && context.Cause(ctx) == errClosing {
-		return oci.ExecResult{}, fmt.Errorf("exec in %s: the command was killed: %w", c, errClosing)
+		return fmt.Errorf("exec in %s: the command was killed: %w", c, errClosing)
 	}
-	return result, err
+	return err
+}
+
+// execution is a run of cmd in the container, which must be running.
+func (c *Container) execution(cmd []string, terminal bool) (Runtime, oci.Exec, error) {
+	if state := c.Status().State; state != Running {
+		return nil, oci.Exec{}, c.wrongState("exec in", "it is "+string(state))
+	}
+	rt, err := c.runtime()
+	if err != nil {
+		return nil, oci.Exec{}, err
+	}
+	template, err := c.execTemplate()
+	if err != nil {
+		return nil, oci.Exec{}, err
+	}
+	process := spec.ExecProcess(&specs.Spec{Process: template}, cmd, terminal)
+	return rt, oci.Exec{Process: process, Cgroup: c.plan.Cgroup}, nil
+}
+
+// Attach connects s to the container's main process until that or ctx ends: WrongState unless the container runs.
+func (c *Container) Attach(ctx context.Context, s monitor.Streams) error {
+	if state := c.Status().State; state != Running {
+		return c.wrongState("attach to", "it is "+string(state))
+	}
+	if c.proc == nil {
+		return c.wrongState("attach to", "its process was lost; remove it")
+	}
+	ctx, done := c.m.crew.patient(ctx)
+	defer done()
+	if err := c.proc.Attach(ctx, s); err != nil {
+		return fmt.Errorf("attach to %s: %w", c, err)
+	}
+	return nil
 }
 
 // execTemplate is the container's own process: from memory, or after a restart of crid from its bundle.

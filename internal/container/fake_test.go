@@ -236,6 +236,14 @@ func (f fakeRuntime) Exec(ctx context.Context, id string, e oci.Exec) (oci.ExecR
 	})
 }
 
+func (f fakeRuntime) Stream(ctx context.Context, id string, e oci.Exec, s oci.Streams) (int, error) {
+	result, err := f.Exec(ctx, id, e)
+	if err == nil {
+		_, err = s.Stdout.Write(result.Stdout)
+	}
+	return result.ExitCode, err
+}
+
 // --- monitors
 
 type fakeMonitors struct{ session }
@@ -354,6 +362,11 @@ func (f fakeProcess) Signal(sig syscall.Signal) error {
 		}
 		return nil
 	})
+}
+
+func (f fakeProcess) Attach(ctx context.Context, s monitor.Streams) error {
+	_, err := f.Wait(ctx)
+	return err
 }
 
 func (f fakeProcess) ReopenLog(context.Context) error {
