@@ -46,6 +46,7 @@ type rooms struct {
 
 	cgroups    *cgroup.Tree
 	programs   programs
+	additions  additions
 	events     *event.Bus[event.Event]
 	images     *storage.Images
 	rootfs     *storage.Rootfs
@@ -89,7 +90,7 @@ func (c closer) within(ctx context.Context) error {
 func openRooms(ctx context.Context, cfg config.Config, log *slog.Logger) (*rooms, error) {
 	r := &rooms{cfg: cfg, log: log, events: event.New[event.Event](keptEvents)}
 	for _, open := range []func(context.Context) error{
-		r.openHost, r.openImages, r.openNetwork, r.openContainers, r.openPods,
+		r.openHost, r.openAdditions, r.openImages, r.openNetwork, r.openContainers, r.openPods,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, r.close(ctx))
@@ -214,6 +215,7 @@ func (r *rooms) openContainers(context.Context) error {
 			Roots:        []string{r.cfg.Root, r.cfg.Runroot},
 			PauseRoot:    pauseRoot,
 		},
+		Additions: container.Additions{Hooks: r.additions.hooks, Security: r.additions.security},
 	})
 	r.sweeps = append(r.sweeps, func(ctx context.Context) []error { return r.containers.Collect(ctx, launcher.List) })
 	r.onClose("containers", r.containers.Close)
@@ -256,6 +258,7 @@ func (r *rooms) openPods(context.Context) error {
 		Cgroups:    r.cgroups,
 		Containers: r.containers,
 		Files:      podFiles,
+		Labels:     r.additions.security,
 		Events:     r.events,
 		Log:        r.log,
 	})

@@ -56,6 +56,7 @@ func (k *checker) paths(c Config) {
 	k.absolute("root", c.Root)
 	k.absolute("runroot", c.Runroot)
 	k.absolute("seccomp_dir", c.SeccompDir)
+	k.allAbsolute("hooks_dirs", c.HooksDirs)
 	k.socket("socket", c.Socket)
 	if c.DebugSocket != "" {
 		k.socket("debug_socket", c.DebugSocket)
@@ -77,6 +78,12 @@ func (k *checker) paths(c Config) {
 func (k *checker) absolute(key, value string) {
 	if !filepath.IsAbs(value) {
 		k.fault(key, "%q must be an absolute path", value)
+	}
+}
+
+func (k *checker) allAbsolute(key string, values []string) {
+	for _, value := range values {
+		k.absolute(key, value)
 	}
 }
 

@@ -9,21 +9,28 @@ const DefaultPath = "/etc/crid/crid.toml"
 
 // Config is every option. conf/crid.toml documents each of them; a test holds the two together.
 type Config struct {
-	Root           string             `toml:"root"`
-	Runroot        string             `toml:"runroot"`
-	Socket         string             `toml:"socket"`
-	DebugSocket    string             `toml:"debug_socket"`
-	LogLevel       string             `toml:"log_level"`
-	LogFormat      string             `toml:"log_format"`
-	Conmon         string             `toml:"conmon"`
-	DefaultRuntime string             `toml:"default_runtime"`
-	CgroupDriver   string             `toml:"cgroup_driver"`
-	CgroupParent   string             `toml:"cgroup_parent"`
-	DefaultSysctls []string           `toml:"default_sysctls"`
-	SeccompDir     string             `toml:"seccomp_dir"`
-	Network        Network            `toml:"network"`
-	Images         Images             `toml:"images"`
-	Runtimes       map[string]Runtime `toml:"runtimes"`
+	Root           string   `toml:"root"`
+	Runroot        string   `toml:"runroot"`
+	Socket         string   `toml:"socket"`
+	DebugSocket    string   `toml:"debug_socket"`
+	LogLevel       string   `toml:"log_level"`
+	LogFormat      string   `toml:"log_format"`
+	Conmon         string   `toml:"conmon"`
+	DefaultRuntime string   `toml:"default_runtime"`
+	CgroupDriver   string   `toml:"cgroup_driver"`
+	CgroupParent   string   `toml:"cgroup_parent"`
+	DefaultSysctls []string `toml:"default_sysctls"`
+	Additions
+	Network  Network            `toml:"network"`
+	Images   Images             `toml:"images"`
+	Runtimes map[string]Runtime `toml:"runtimes"`
+}
+
+// Additions says where the node keeps what its containers may be given: profiles, devices, hooks. Its options stand
+// beside those of Config, in no table.
+type Additions struct {
+	SeccompDir string   `toml:"seccomp_dir"`
+	HooksDirs  []string `toml:"hooks_dirs"`
 }
 
 // Network says where CNI's configuration and plugins are.
@@ -64,7 +71,10 @@ func Default() Config {
 		CgroupDriver:   "cgroupfs",
 		CgroupParent:   "/crid",
 		DefaultSysctls: []string{"net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"},
-		SeccompDir:     "/var/lib/kubelet/seccomp",
+		Additions: Additions{
+			SeccompDir: "/var/lib/kubelet/seccomp",
+			HooksDirs:  []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
+		},
 		Network: Network{
 			ConfDir:  "/etc/cni/net.d",
 			BinDirs:  []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},

@@ -118,6 +118,8 @@ func TestAFaultNamesFileLineAndWhatIsAllowed(t *testing.T) {
 		{"cgroup parent", "cgroup_parent = \"crid\"\n", "below the root cgroup"},
 		{"relative root", "root = \"crid\"\n", `crid.toml:1: root: "crid" must be an absolute path`},
 		{"both roots", "root = \"/a\"\nrunroot = \"/a/\"\n", "crid.toml:2: runroot: "},
+		{"relative directory", "hooks_dirs = [\"/a\", \"b\"]\n", `crid.toml:1: hooks_dirs: "b" must be an absolute path`},
+		{"directory of hooks", "hooks_dirs = [\"\"]\n", "crid.toml:1: hooks_dirs: "},
 		{"long socket", "socket = \"/" + strings.Repeat("x", 107) + "\"\n", "has 108 bytes"},
 		{"both sockets", "debug_socket = \"/run/crid/crid.sock\"\n", "crid.toml:1: debug_socket: "},
 		{"sysctl", "default_sysctls = [\"a\"]\n", "name=value"},

@@ -147,10 +147,14 @@ func (d *decoder) line(value toml.Primitive) int {
 	return position.Position.Line
 }
 
-// fields maps the TOML names of a struct's fields to them.
+// fields maps the TOML names of a struct's fields to them, those of embedded structs included.
 func fields(v reflect.Value) map[string]reflect.Value {
 	named := map[string]reflect.Value{}
 	for i := range v.NumField() {
+		if v.Type().Field(i).Anonymous {
+			maps.Copy(named, fields(v.Field(i)))
+			continue
+		}
 		named[v.Type().Field(i).Tag.Get("toml")] = v.Field(i)
 	}
 	return named

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/event"
@@ -30,6 +31,13 @@ type Deps struct {
 	Host     fact.Host
 	Log      *slog.Logger
 	Options  Options
+	Additions
+}
+
+// Additions is what the host's administrator and vendors decide of containers, and no client.
+type Additions struct {
+	Hooks    Hooks
+	Security Security
 }
 
 // Options is what an operator may choose, and where things lie.
@@ -136,6 +144,18 @@ type Records interface {
 	Put(id string, rec Record) error
 	Delete(id string) error
 	All() iter.Seq2[state.Entry[Record], error]
+}
+
+// Hooks knows the programs that the host's administrator wants run along with containers.
+type Hooks interface {
+	Inject(s *specs.Spec, annotations map[string]string, bindMounts bool) error
+}
+
+// Security is the host's security modules. Without them it asks for nothing.
+type Security interface {
+	AppArmor(ctx context.Context, asked *runtime.SecurityProfile, deprecated string, privileged bool) (profile string, err error)
+	SELinux(pod fact.Labels, sc *runtime.LinuxContainerSecurityContext) (fact.Labels, error)
+	Relabel(path, label string) error // a directory with all in it; no label = nothing is done
 }
 
 // Events takes what happens to containers. It never blocks.

@@ -159,18 +159,19 @@ func (h *machine) open() (m *Manager, end func()) {
 		h.t.Fatal(err)
 	}
 	m = New(Deps{
-		Handlers: map[string]Handler{h.handler: {Fact: found, Runtime: rt}},
-		Monitors: realMonitors{launcher},
-		Rootfs:   plainRootfs{filepath.Join(h.dir, "rootfs")},
-		Images:   noImages{},
-		Volumes:  noImages{},
-		Cgroups:  h.tree,
-		Limits:   h.tree,
-		Records:  records,
-		Events:   event.New[event.Event](64),
-		Host:     h.host,
-		Log:      slog.Default(),
-		Options:  Options{ImageVolumes: VolumesBind, PauseRoot: pauseRoot},
+		Handlers:  map[string]Handler{h.handler: {Fact: found, Runtime: rt}},
+		Monitors:  realMonitors{launcher},
+		Rootfs:    plainRootfs{filepath.Join(h.dir, "rootfs")},
+		Images:    noImages{},
+		Volumes:   noImages{},
+		Cgroups:   h.tree,
+		Limits:    h.tree,
+		Records:   records,
+		Events:    event.New[event.Event](64),
+		Additions: plainHost(),
+		Host:      h.host,
+		Log:       slog.Default(),
+		Options:   Options{ImageVolumes: VolumesBind, PauseRoot: pauseRoot},
 	})
 	return m, func() {
 		closeManager(h.t, m)

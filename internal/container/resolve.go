@@ -39,7 +39,11 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 		AllowedAnnotations: h.AllowedAnnotations,
 	}
 	if c.plan.Pause {
-		return c.specifyPause(in)
+		return c.specifyPause(ctx, in)
+	}
+	var err error
+	if in.Confinement, err = c.m.modules(ctx, r.Pod, c.config.GetLinux().GetSecurityContext()); err != nil {
+		return nil, spec.User{}, err
 	}
 	c.at("mount root filesystem")
 	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID)
@@ -49,45 +53,27 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	in.Rootfs = root
 	c.at("look up mounts, devices and user")
 	for _, look := range []func(context.Context, *spec.Input) error{
-		c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpDevices, c.lookUpTarget,
+		c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpDevices, c.lookUpTarget, c.relabel,
 	} {
 		if err := look(ctx, &in); err != nil {
 			return nil, spec.User{}, err
 		}
 	}
-	s, err := spec.Build(in, c.confine)
+	s, err := spec.Build(in, c.filter, c.addHooks(r.Pod.Config.GetAnnotations()))
 	if err == nil {
 		err = equip(root, s)
 	}
 	return s, in.User, err
 }
 
-func (c *Container) specifyPause(in spec.Input) (*specs.Spec, spec.User, error) {
+func (c *Container) specifyPause(ctx context.Context, in spec.Input) (*specs.Spec, spec.User, error) {
 	in.Rootfs = c.m.deps.Options.PauseRoot
-	sc := in.Pod.Config.GetLinux().GetSecurityContext()
-	if !sc.GetPrivileged() {
-		profile, err := c.m.seccomp(sc.GetSeccomp(), nil)
-		if err != nil {
-			return nil, spec.User{}, err
-		}
-		in.Seccomp.Profile = profile
+	var err error
+	if in.Confinement, err = c.m.confinePause(ctx, in.Pod); err != nil {
+		return nil, spec.User{}, err
 	}
 	s, err := spec.BuildPause(in)
 	return s, spec.User{}, err
-}
-
-// confine sets the seccomp profile, which depends on the capabilities that Build has worked out.
-func (c *Container) confine(s *specs.Spec) error {
-	sc := c.config.GetLinux().GetSecurityContext()
-	if sc.GetPrivileged() {
-		return nil
-	}
-	profile, err := c.m.seccomp(sc.GetSeccomp(), s.Process.Capabilities.Bounding)
-	if err != nil {
-		return err
-	}
-	s.Linux.Seccomp = profile
-	return nil
 }
 
 func (c *Container) lookUpUser(_ context.Context, in *spec.Input) error {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/lsm"
 	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/state"
 	"github.com/crid/crid/internal/storage"
@@ -37,20 +38,30 @@ func (s session) open() *Manager {
 		}
 	})
 	return New(Deps{
-		Handlers: map[string]Handler{"fake": {Fact: fact.Handler{Name: "fake", SpecVersion: "1.0.2"}, Runtime: fakeRuntime{s}}},
-		Monitors: fakeMonitors{s},
-		Rootfs:   fakeRootfs{s},
-		Images:   fakeImages{s},
-		Volumes:  fakeVolumes{s},
-		Cgroups:  fakeCgroups{s},
-		Limits:   fakeLimits{s},
-		Records:  countedRecords{s, dir},
-		Events:   event.New[event.Event](64),
-		Host:     fact.Host{BootID: "boot-1", Kernel: "6.1.0", Seccomp: true, Controllers: []string{"cpu", "cpuset", "memory"}},
-		Log:      slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Options:  Options{ImageVolumes: VolumesBind, PauseRoot: "/pause-root", Roots: []string{s.dir}},
+		Handlers:  map[string]Handler{"fake": {Fact: fact.Handler{Name: "fake", SpecVersion: "1.0.2"}, Runtime: fakeRuntime{s}}},
+		Monitors:  fakeMonitors{s},
+		Rootfs:    fakeRootfs{s},
+		Images:    fakeImages{s},
+		Volumes:   fakeVolumes{s},
+		Cgroups:   fakeCgroups{s},
+		Limits:    fakeLimits{s},
+		Records:   countedRecords{s, dir},
+		Events:    event.New[event.Event](64),
+		Additions: plainHost(),
+		Host:      fact.Host{BootID: "boot-1", Kernel: "6.1.0", Seccomp: true, Controllers: []string{"cpu", "cpuset", "memory"}},
+		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Options:   Options{ImageVolumes: VolumesBind, PauseRoot: "/pause-root", Roots: []string{s.dir}},
 	})
 }
+
+// plainHost is a host that adds nothing to containers and has no security modules.
+func plainHost() Additions {
+	return Additions{Hooks: noHooks{}, Security: lsm.Open(context.Background(), fact.Host{})}
+}
+
+type noHooks struct{}
+
+func (noHooks) Inject(*specs.Spec, map[string]string, bool) error { return nil }
 
 // start is a crid on a host of its own that lasts as long as the test.
 func start(t *testing.T) (*host, *Manager) {

@@ -124,6 +124,7 @@ func (h *fakeHost) boots() (*Manager, *link) {
 		},
 		Records:    recordStore{l},
 		Tombstones: graveStore{l},
+		Labels:     newLabels(),
 		Namespaces: l, Network: l, Cgroups: l, Containers: l, Files: fakeFiles{l}, Events: l,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -418,6 +419,9 @@ func (h *fakeHost) nothingLeft(t testing.TB, m *Manager) {
 	}
 	if n := len(m.List()) + len(m.Unreadable()) + len(m.Tombstones()) + len(m.InFlight()); n > 0 {
 		t.Errorf("the manager still knows of %d things", n)
+	}
+	if labels := reserved(m); len(labels) > 0 {
+		t.Errorf("labels that no pod has are reserved: %v", labels)
 	}
 	shutDown(t, m)
 	h.mu.Lock()

@@ -82,6 +82,9 @@ func (m *Manager) adopt(e state.Entry[Record], err error) *Pod {
 			Config: CRIConfig{&runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{}}},
 		}
 	}
+	if fault := m.deps.Labels.Retake(rec.SELinux); fault != nil {
+		m.deps.Log.Warn("another pod may get the same SELinux label", "pod", e.ID, "err", fault)
+	}
 	p := newPod(m, e.ID, rec)
 	p.broken = err
 	m.mu.Lock()

@@ -142,7 +142,7 @@ func (p *Pod) env() spec.PodEnv {
 		ID: p.id, Config: rec.Config.PodSandboxConfig, Handler: rec.Handler,
 		NetNS: set.Net, IPCNS: set.IPC, UTSNS: set.UTS,
 		Hostname: rec.Hostname, HostnameFile: files.Hostname, ResolvConf: files.ResolvConf, Hosts: files.Hosts,
-		CgroupParent: rec.CgroupParent,
+		CgroupParent: rec.CgroupParent, SELinux: rec.SELinux,
 	}
 	if set.IPC != "" {
 		env.Shm = files.Shm

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/network"
 )
 
@@ -59,6 +60,7 @@ type Record struct {
 	Config       CRIConfig        `json:"config"`
 	Hostname     string           `json:"hostname"`
 	CgroupParent string           `json:"cgroupParent"`
+	SELinux      fact.Labels      `json:"selinux,omitzero"`   // its own, given back with the record
 	Network      *network.Request `json:"network,omitempty"`  // as Add gets it; nil for host-network pods
 	Detached     bool             `json:"detached,omitempty"` // DEL succeeded, or a tombstone has it
 	IPs          []string         `json:"ips,omitempty"`

@@ -78,6 +78,9 @@ func (m *Manager) create(ctx context.Context, op *operation) error {
 	p := op.pod
 	op.at("plan")
 	rec, w, err := m.plan(p.id, *p.rec.Load())
+	if err == nil {
+		rec.SELinux, err = m.deps.Labels.Reserve(rec.Config.GetLinux().GetSecurityContext().GetSelinuxOptions())
+	}
 	if err != nil {
 		m.drop(p)
 		return fmt.Errorf("run pod %s: %w", p.key, err)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/oci/spec"
@@ -67,6 +68,14 @@ type Containers interface {
 	FindPause(podID string) (pidns string, started, dead bool)
 }
 
+// Labels gives pods SELinux labels that keep them apart; without SELinux they are empty. Each label that is reserved or
+// taken again is released once.
+type Labels interface {
+	Reserve(options *runtime.SELinuxOption) (fact.Labels, error)
+	Retake(l fact.Labels) error // of a pod that was there before crid started
+	Release(l fact.Labels)
+}
+
 // Events hears what happens to pods; *event.Bus[event.Event] is one. Publish never blocks.
 type Events interface {
 	Publish(e event.Event)
@@ -97,6 +106,7 @@ type Deps struct {
 	Cgroups    Cgroups
 	Containers Containers
 	Files      Files
+	Labels     Labels
 	Events     Events
 	Log        *slog.Logger // slog.Default()
 }

@@ -140,6 +140,7 @@ func (m *Manager) forget(p *Pod) error {
 		return fmt.Errorf("remove pod %s: %w", p.id, err)
 	}
 	p.gone.Store(true)
+	m.deps.Labels.Release(p.rec.Load().SELinux)
 	m.drop(p)
 	m.announce(event.Deleted, p.id)
 	return nil

@@ -167,8 +167,12 @@ func securityVariants() []variant {
 			security(in).NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_TARGET, TargetId: "other"}
 		}},
 		{"seccomp", func(in *Input) {
-			in.Seccomp.Profile = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+			in.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
 			security(in).NoNewPrivs = true
+		}},
+		{"security-modules", func(in *Input) {
+			in.AppArmor = "crid-default"
+			in.SELinux = fact.Labels{Process: "system_u:system_r:container_t:s0:c1,c2", Mount: "system_u:object_r:container_file_t:s0:c1,c2"}
 		}},
 		{"annotations", func(in *Input) {
 			in.AllowedAnnotations = []string{"io.katacontainers.*", "example.com/*", "io.kubernetes.cri.*"}
@@ -269,7 +273,7 @@ func editPrivileged(in *Input) {
 	in.Pod.Config.Linux = &runtime.LinuxPodSandboxConfig{
 		SecurityContext: &runtime.LinuxSandboxSecurityContext{Privileged: true},
 	}
-	in.Seccomp.Profile = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+	in.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
 	in.Devices = []Device{fuse(""), {LinuxDevice: specs.LinuxDevice{Path: "/dev/console", Type: "c", Major: 5, Minor: 1}}}
 }
 

@@ -12,7 +12,7 @@ const pauseOOMScoreAdj = -998
 
 // BuildPause makes the configuration of the process that holds a pod's shared PID namespace: /pause on a
 // read-only root, in a new PID namespace and in the pod's others, with no capability and no way to gain one.
-// Of in it takes ID, Pod, Host, Handler, Rootfs, Cgroup and Seccomp. /dev is a tmpfs because runtimes make
+// Of in it takes ID, Pod, Host, Handler, Rootfs, Cgroup and Confinement. /dev is a tmpfs because runtimes make
 // device nodes there, and the root filesystem is shared by all pauses.
 func BuildPause(in Input) (*specs.Spec, error) {
 	s, err := base(in)
@@ -35,7 +35,7 @@ func BuildPause(in Input) (*specs.Spec, error) {
 	}
 	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: allAccess}}}
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMaskedPaths(), defaultReadonlyPaths()
-	s.Linux.Seccomp = in.Seccomp.Profile
+	in.Confinement.apply(s)
 	s.Annotations = podAnnotations(in.Pod, "sandbox")
 	return s, nil
 }

@@ -69,7 +69,7 @@ func processTrials() []trial {
 				sc := security(in)
 				sc.NoNewPrivs, sc.ReadonlyRootfs, sc.MaskedPaths = true, true, []string{"/bin/secret"}
 				sc.Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL"}}
-				in.Seccomp.Profile = forbid("chmod", "fchmodat")
+				in.Seccomp = forbid("chmod", "fchmodat")
 			},
 			script: report + "touch /x\nchmod 700 /tmp\ncat /bin/secret\ntouch /proc/sys/kernel/domainname\n",
 			want: "Uid: 1000 1000 1000 1000\nGid: 1001 1001 1001 1001\nGroups: 1001 2000 \nCapInh: " + noMask + "\nCapPrm: " +

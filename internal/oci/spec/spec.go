@@ -29,6 +29,7 @@ type PodEnv struct {
 	ResolvConf   string
 	Hosts        string
 	Shm          string // a tmpfs for /dev/shm; empty = the host's /dev/shm
+	SELinux      fact.Labels
 	CgroupParent string // absolute within the hierarchy, or a slice for the systemd driver
 }
 
@@ -65,7 +66,7 @@ type Input struct {
 	Devices []Device // of the CRI request, looked up on the host; all of the host's for a privileged container
 	Target  string   // /proc/PID/ns/pid of the target of namespace mode TARGET
 	Cgroup  string   // cgroupsPath: the container's leaf
-	Seccomp Seccomp
+	Confinement
 
 	// AllowedAnnotations are the handler's globs (path.Match): annotations of the pod and the container that
 	// match one reach the OCI runtime, no others do.
@@ -79,9 +80,20 @@ type User struct {
 	Home       string   // for HOME when the environment has none
 }
 
-// Seccomp is the profile to apply, read by the caller: nil Profile = unconfined.
-type Seccomp struct {
-	Profile *specs.LinuxSeccomp
+// Confinement is what the kernel's security modules and filters hold the process to, looked up by the caller. Zero
+// values are no confinement.
+type Confinement struct {
+	Seccomp  *specs.LinuxSeccomp
+	AppArmor string // name of a profile that is loaded
+	SELinux  fact.Labels
+}
+
+// apply writes the confinement into a configuration.
+func (c Confinement) apply(s *specs.Spec) {
+	s.Linux.Seccomp = c.Seccomp
+	s.Process.ApparmorProfile = c.AppArmor
+	s.Process.SelinuxLabel = c.SELinux.Process
+	s.Linux.MountLabel = c.SELinux.Mount
 }
 
 // Edit changes a configuration after Build: CDI devices, hooks, NRI adjustments. Edits are applied in order.
@@ -104,8 +116,9 @@ func Build(in Input, edits ...Edit) (*specs.Spec, error) {
 			return nil, err
 		}
 	}
-	if !sc.GetPrivileged() {
-		s.Linux.Seccomp = in.Seccomp.Profile
+	in.Confinement.apply(s)
+	if sc.GetPrivileged() {
+		s.Linux.Seccomp = nil
 	}
 	for _, edit := range edits {
 		if err := edit(s); err != nil {

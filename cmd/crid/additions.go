@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/crid/crid/internal/hooks"
+	"github.com/crid/crid/internal/lsm"
+)
+
+// additions is what the host adds to containers beside what the CRI asks for, and confines them with.
+type additions struct {
+	hooks    *hooks.Hooks
+	security *lsm.Modules
+}
+
+// openAdditions finds what the host adds to containers. Files with faults are told of, here and in Status.
+func (r *rooms) openAdditions(ctx context.Context) error {
+	r.additions.hooks = hooks.New(r.cfg.HooksDirs)
+	r.additions.security = lsm.Open(ctx, r.host)
+	r.warnings = append(r.warnings, r.additions.security.Warnings()...)
+	for _, warning := range append(r.additionFaults(), r.additions.security.Warnings()...) {
+		r.log.Warn(warning)
+	}
+	return nil
+}
+
+// additionFaults is what is wrong now with the files of the host that add to containers.
+func (r *rooms) additionFaults() []string {
+	var faults []string
+	if err := r.additions.hooks.Check(); err != nil {
+		faults = append(faults, fmt.Sprintf("containers cannot be created: %v", err))
+	}
+	return faults
+}

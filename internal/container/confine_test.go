@@ -1,0 +1,90 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+)
+
+// guarded is a host with both security modules.
+type guarded struct{ relabels *[]string }
+
+func (guarded) AppArmor(_ context.Context, asked *runtime.SecurityProfile, old string, privileged bool) (string, error) {
+	if asked.GetLocalhostRef() == "missing" {
+		return "", fmt.Errorf("profile %q is not loaded: %w", "missing", errdef.Invalid)
+	}
+	return fmt.Sprintf("%s/%s/%v", asked.GetLocalhostRef(), old, privileged), nil
+}
+
+func (guarded) SELinux(pod fact.Labels, sc *runtime.LinuxContainerSecurityContext) (fact.Labels, error) {
+	if sc.GetPrivileged() {
+		pod.Process = "u:r:spc_t:s0"
+	}
+	return pod, nil
+}
+
+func (g guarded) Relabel(path, label string) error {
+	if path == "/usr" {
+		return fmt.Errorf("relabel /usr: %w", errdef.Invalid)
+	}
+	*g.relabels = append(*g.relabels, path+" "+label)
+	return nil
+}
+
+func TestModulesConfineContainers(t *testing.T) {
+	h, m := start(t)
+	var relabels []string
+	m.deps.Security = guarded{&relabels}
+	dir := t.TempDir()
+	request := func(name string) Request {
+		r := h.request(name)
+		r.Pod.SELinux = fact.Labels{Process: "u:r:container_t:s0", Mount: "u:r:file_t:s0"}
+		r.Pod.Shm, r.Pod.Hosts = "/run/pod/shm", "/run/pod/hosts"
+		r.Config.Mounts = []*runtime.Mount{
+			{HostPath: dir, ContainerPath: "/a", SelinuxRelabel: true},
+			{HostPath: "/usr", ContainerPath: "/b"},
+		}
+		r.Config.Linux.SecurityContext.ApparmorProfile = "old"
+		r.Config.Linux.SecurityContext.Apparmor = &runtime.SecurityProfile{LocalhostRef: "new"}
+		return r
+	}
+	s := h.config(mustCreate(t, m, request("web")).ID())
+	if s.Process.ApparmorProfile != "new/old/false" || s.Process.SelinuxLabel != "u:r:container_t:s0" || s.Linux.MountLabel != "u:r:file_t:s0" {
+		t.Errorf("profile %q, labels %q, %q", s.Process.ApparmorProfile, s.Process.SelinuxLabel, s.Linux.MountLabel)
+	}
+	want := []string{"/run/pod/hosts u:r:file_t:s0", "/run/pod/shm u:r:file_t:s0", dir + " u:r:file_t:s0"}
+	if !slices.Equal(relabels, want) {
+		t.Errorf("relabelled %q, want %q", relabels, want)
+	}
+
+	relabels = nil
+	r := request("root")
+	r.Config.Linux.SecurityContext.Privileged = true
+	s = h.config(mustCreate(t, m, r).ID())
+	if s.Process.ApparmorProfile != "new/old/true" || s.Process.SelinuxLabel != "u:r:spc_t:s0" || len(relabels) != 2 {
+		t.Errorf("privileged: profile %q, label %q, relabelled %q", s.Process.ApparmorProfile, s.Process.SelinuxLabel, relabels)
+	}
+
+	r = request("lost")
+	r.Config.Linux.SecurityContext.Apparmor.LocalhostRef = "missing"
+	_, err := m.Create(t.Context(), r)
+	wantKind(t, err, errdef.Invalid)
+	r = request("system")
+	r.Config.Mounts[1].SelinuxRelabel = true
+	if _, err = m.Create(t.Context(), r); err == nil || !strings.Contains(err.Error(), "mounts[1] (/b): selinux_relabel") {
+		t.Errorf("relabelling of /usr: %v", err)
+	}
+
+	env := h.pod()
+	env.SELinux = fact.Labels{Process: "u:r:container_t:s0:c9"}
+	if got, err := m.confinePause(t.Context(), env); err != nil || got.AppArmor != "//false" || got.SELinux != env.SELinux {
+		t.Errorf("a pause: %+v, %v", got, err)
+	}
+}
