@@ -47,7 +47,7 @@ type Handler struct {
 	Version           string // of the binary, as it reports it
 	SpecVersion       string // the newest OCI runtime-spec version that the binary accepts
 	RecursiveReadOnly bool   // mounts can be made read-only with all their submounts
-	UserNamespaces    bool   // user namespaces with idmapped mounts
+	UserNamespaces    bool   // containers can join a pod's user namespace, and the host maps ids of mounts
 }
 
 // Condition is one line of a readiness report.
@@ -60,4 +60,31 @@ type Condition struct {
 // WindowSize is how large a terminal is, in characters.
 type WindowSize struct {
 	Rows, Columns uint16
+}
+
+// IDRange maps Length ids, one after the other: Container is the first as a container sees it, Host the same one
+// outside.
+type IDRange struct{ Container, Host, Length uint32 }
+
+// IDMap is the mapping of a user namespace. Both lists are empty for pods that have none of their own.
+type IDMap struct{ UIDs, GIDs []IDRange }
+
+// None tells whether the map stands for the host's own user namespace.
+func (m IDMap) None() bool { return len(m.UIDs) == 0 && len(m.GIDs) == 0 }
+
+// Root returns what the container's user and group 0 are on the host.
+func (m IDMap) Root() (uid, gid int) { return hostID(m.UIDs, 0), hostID(m.GIDs, 0) }
+
+// hostID answers 65534, which the kernel shows of what is not mapped, where ranges lack the id. Without ranges an id
+// is the host's.
+func hostID(ranges []IDRange, id uint32) int {
+	for _, r := range ranges {
+		if id >= r.Container && id-r.Container < r.Length {
+			return int(r.Host + (id - r.Container))
+		}
+	}
+	if len(ranges) == 0 {
+		return int(id)
+	}
+	return 65534
 }

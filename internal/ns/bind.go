@@ -21,13 +21,13 @@ func (p *Pinner) prepare(w Want) error {
 			return err
 		}
 	}
-	if !w.IPC && !w.UTS {
+	if !w.IPC && !w.UTS && w.Users.None() {
 		return nil
 	}
 	if err := p.mountOnItself(p.dir, 0o700, unix.MS_PRIVATE); err != nil {
 		return err
 	}
-	for _, sub := range [...]string{"ipc", "uts"} {
+	for _, sub := range [...]string{"ipc", "uts", "user"} {
 		if err := os.MkdirAll(filepath.Join(p.dir, sub), 0o700); err != nil {
 			return fmt.Errorf("make directory of namespaces: %w", err)
 		}
@@ -57,11 +57,12 @@ func (p *Pinner) mountOnItself(dir string, mode fs.FileMode, propagation uintptr
 	return nil
 }
 
-// bindAll pins the calling thread's namespaces at the paths of set, all or none.
-func bindAll(set Set) error {
+// bindAll pins the namespaces of the process or thread whose they are at the paths of set, all or none. from is its
+// /proc/PID/ns.
+func bindAll(from string, set Set) error {
 	var made []string
 	for name, path := range set.pins() {
-		err := bind(name, path)
+		err := bind(filepath.Join(from, name), path)
 		if err == nil {
 			made = append(made, path)
 			continue
@@ -74,8 +75,8 @@ func bindAll(set Set) error {
 	return nil
 }
 
-// bind pins the calling thread's namespace of this name at path, where nothing may be.
-func bind(name, path string) error {
+// bind pins a namespace at path, where nothing may be.
+func bind(namespace, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	switch {
 	case errors.Is(err, fs.ErrExist):
@@ -85,7 +86,7 @@ func bind(name, path string) error {
 	}
 	err = f.Close()
 	if err == nil {
-		err = unix.Mount("/proc/thread-self/ns/"+name, path, "", unix.MS_BIND, "")
+		err = unix.Mount(namespace, path, "", unix.MS_BIND, "")
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("pin %s: %w", path, err), unbind(path))

@@ -14,29 +14,29 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 )
 
 // Want says which namespaces to make for an id and what to write inside them before anybody enters.
-//
-// A user namespace is not among them. One that is to own the others must be made in the same clone(2) as they
-// are, which takes a child process in the place of the thread that inNew lends; everything else of Pin stays.
 type Want struct {
 	Net, IPC, UTS bool
+	Users         fact.IDMap        // of a user namespace, which owns the others; none: the host's owns them
 	Hostname      string            // written into the new UTS namespace; ignored without UTS
 	Sysctls       map[string]string // dotted name to value, written from inside the new namespaces; a slash is a dot in a word
 }
 
 // Set names the pins of an id as host paths; a namespace that was not made has the empty path.
 type Set struct {
-	Net string `json:"net,omitempty"`
-	IPC string `json:"ipc,omitempty"`
-	UTS string `json:"uts,omitempty"`
+	Net  string `json:"net,omitempty"`
+	IPC  string `json:"ipc,omitempty"`
+	UTS  string `json:"uts,omitempty"`
+	User string `json:"user,omitempty"`
 }
 
 // pins yields the namespaces of the set that have a path: their name in /proc/PID/ns and that path.
 func (s Set) pins() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
-		for _, pin := range [...][2]string{{"net", s.Net}, {"ipc", s.IPC}, {"uts", s.UTS}} {
+		for _, pin := range [...][2]string{{"net", s.Net}, {"ipc", s.IPC}, {"uts", s.UTS}, {"user", s.User}} {
 			if pin[1] != "" && !yield(pin[0], pin[1]) {
 				return
 			}
@@ -51,7 +51,7 @@ const netPrefix = "crid-"
 // id and from what is found on disk. It may be used concurrently.
 type Pinner struct {
 	netDir string // the network namespaces: <netDir>/crid-<id>
-	dir    string // the others: <dir>/ipc/<id>, <dir>/uts/<id>
+	dir    string // the others: <dir>/ipc/<id>, <dir>/uts/<id>, <dir>/user/<id>
 
 	// mounting is held while a directory is looked at and made a mount of itself, so that it does not become
 	// two, one on the other. Nothing but those mount calls happens under it.
@@ -66,17 +66,30 @@ func New(netDir, dir string) *Pinner {
 
 // Paths returns where Pin puts the namespaces of id that w asks for. It does no I/O.
 func (p *Pinner) Paths(id string, w Want) Set {
-	var set Set
+	set, all := Set{}, p.all(id)
 	if w.Net {
-		set.Net = filepath.Join(p.netDir, netPrefix+id)
+		set.Net = all.Net
 	}
 	if w.IPC {
-		set.IPC = filepath.Join(p.dir, "ipc", id)
+		set.IPC = all.IPC
 	}
 	if w.UTS {
-		set.UTS = filepath.Join(p.dir, "uts", id)
+		set.UTS = all.UTS
+	}
+	if !w.Users.None() {
+		set.User = all.User
 	}
 	return set
+}
+
+// all is every pin that id may have.
+func (p *Pinner) all(id string) Set {
+	return Set{
+		Net:  filepath.Join(p.netDir, netPrefix+id),
+		IPC:  filepath.Join(p.dir, "ipc", id),
+		UTS:  filepath.Join(p.dir, "uts", id),
+		User: filepath.Join(p.dir, "user", id),
+	}
 }
 
 // Pin makes the namespaces that w asks for, writes the sysctls and the hostname from inside them, and only then
@@ -85,9 +98,12 @@ func (p *Pinner) Paths(id string, w Want) Set {
 // The context is looked at between the steps; Pin does not return while the kernel is still at work on one, since
 // a pin that appears after the answer would be nobody's.
 //
+// The range of net.ipv4.ping_group_range is meant in the ids of the pod; what lies beyond the user namespace's map is
+// cut off.
+//
 // Errors: Invalid for an id that is no file name, a hostname that is too long, a sysctl that belongs to none of
-// the new namespaces, does not exist or refuses its value (the error names it); Exists when id is pinned already;
-// Exhausted when the kernel gives no more namespaces.
+// the new namespaces, does not exist or refuses its value (the error names it), and a map that the kernel refuses;
+// Exists when id is pinned already; Exhausted when the kernel gives no more namespaces.
 func (p *Pinner) Pin(ctx context.Context, id string, w Want) (Set, error) {
 	set, err := p.pin(ctx, id, w)
 	if err != nil {
@@ -113,14 +129,17 @@ func (p *Pinner) pin(ctx context.Context, id string, w Want) (Set, error) {
 	if err := ctx.Err(); err != nil {
 		return Set{}, err
 	}
-	return set, inNew(w.flags(), func() error {
+	if !w.Users.None() {
+		return set, pinOwned(ctx, w, set)
+	}
+	return set, inNew(unsharing(w.flags()), func() error {
 		if err := furnish(w); err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return bindAll(set)
+		return bindAll("/proc/thread-self/ns", set)
 	})
 }
 
@@ -134,7 +153,7 @@ func (p *Pinner) Unpin(ctx context.Context, id string) error {
 		return fmt.Errorf("unpin namespaces of %s: %w", id, err)
 	}
 	var failed []error
-	for _, path := range p.Paths(id, Want{Net: true, IPC: true, UTS: true}).pins() {
+	for _, path := range p.all(id).pins() {
 		failed = append(failed, unbind(path))
 	}
 	if err := errors.Join(failed...); err != nil {
@@ -173,7 +192,7 @@ func furnish(w Want) error {
 			return fmt.Errorf("set hostname %q: %w", w.Hostname, invalidIf(err, unix.EINVAL))
 		}
 	}
-	return writeSysctls(w.Sysctls)
+	return writeSysctls(w)
 }
 
 // invalidIf gives err the kind Invalid when it is one of those errors.

@@ -448,7 +448,7 @@ func TestNoThreadStaysInTheWrongNamespaces(t *testing.T) {
 func TestALostThreadDies(t *testing.T) {
 	needRoot(t)
 	lost := 0
-	err := inNew(unix.CLONE_NEWUTS, func() error {
+	err := inNew(unsharing(unix.CLONE_NEWUTS), func() error {
 		lost = unix.Gettid()
 		// Without CAP_SYS_ADMIN, which a thread has for itself, setns is refused.
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

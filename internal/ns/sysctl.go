@@ -1,6 +1,7 @@
 package ns
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 )
 
 // checkSysctls refuses, without I/O, every sysctl that would not be written into one of w's new namespaces: what is
@@ -53,10 +55,10 @@ func (w Want) owner(name string) (owner string, made bool) {
 // fs.mqueue and their like follows the thread that opens it. The order is that of the names, so that a failure is
 // the same one each time; it also puts net.ipv4.ip_local_port_range before the ip_unprivileged_port_start that the
 // kernel measures by it.
-func writeSysctls(sysctls map[string]string) error {
-	for _, name := range slices.Sorted(maps.Keys(sysctls)) {
-		if err := writeSysctl(name, sysctls[name]); err != nil {
-			return fmt.Errorf("set sysctl %s to %q: %w", name, sysctls[name], err)
+func writeSysctls(w Want) error {
+	for _, name := range slices.Sorted(maps.Keys(w.Sysctls)) {
+		if err := w.setSysctl(name, w.Sysctls[name]); err != nil {
+			return fmt.Errorf("set sysctl %s to %q: %w", name, w.Sysctls[name], err)
 		}
 	}
 	return nil
@@ -65,6 +67,53 @@ func writeSysctls(sysctls map[string]string) error {
 // sysctlPath is where a setting lies below /proc/sys: in a name, dots part words, and a slash is a dot in a word.
 func sysctlPath(name string) string {
 	return strings.NewReplacer(".", "/", "/", ".").Replace(name)
+}
+
+// setSysctl knows what differs where a user namespace owns the others: this thread is not in it, so that groups go
+// by the host's numbers, and the settings of IPC namespaces obey their root alone, capabilities or not.
+func (w Want) setSysctl(name, value string) error {
+	if w.Users.None() {
+		return writeSysctl(name, value)
+	}
+	if name == "net.ipv4.ping_group_range" {
+		outside, err := hostRange(value, w.Users.GIDs)
+		if err != nil {
+			return err
+		}
+		return writeSysctl(name, outside)
+	}
+	if owner, _ := w.owner(name); owner == "ipc" {
+		uid, _ := w.Users.Root()
+		return actingAs(uid, func() error { return writeSysctl(name, value) })
+	}
+	return writeSysctl(name, value)
+}
+
+// hostRange turns a range of groups of the pod into the host's numbers. It ends where the map does: the usual default
+// names all groups there can be. A range that is none ("1 0": nobody) stays as it is.
+func hostRange(value string, gids []fact.IDRange) (string, error) {
+	var low, high uint32
+	if n, err := fmt.Sscan(value, &low, &high); n != 2 || err != nil {
+		return "", fmt.Errorf("two numbers are asked for: %w", errdef.Invalid)
+	}
+	if low > high {
+		return value, nil
+	}
+	ranges := slices.SortedFunc(slices.Values(gids), func(a, b fact.IDRange) int { return cmp.Compare(a.Container, b.Container) })
+	first, last, found := uint32(0), uint32(0), false
+	for _, r := range ranges {
+		switch {
+		case !found && low >= r.Container && low-r.Container < r.Length:
+			first, found = r.Host+(low-r.Container), true
+			last = r.Host + min(high-r.Container, r.Length-1)
+		case found && high >= r.Container && r.Container-low == last+1-first && r.Host == last+1:
+			last = r.Host + min(high-r.Container, r.Length-1)
+		}
+	}
+	if !found {
+		return "", fmt.Errorf("group %d is not in the pod's gid mappings: %w", low, errdef.Invalid)
+	}
+	return fmt.Sprintf("%d %d", first, last), nil
 }
 
 func writeSysctl(name, value string) error {

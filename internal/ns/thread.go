@@ -11,25 +11,33 @@ import (
 	"github.com/crid/crid/internal/errdef"
 )
 
-// inNew calls work on a thread that is in new namespaces (flags as for unshare(2)) and waits for it. Whatever the
-// rest of the process does meanwhile happens in the namespaces where it always was.
-func inNew(flags int, work func() error) error {
+// entry takes the calling thread into other namespaces: those of flags, as for unshare(2).
+type entry struct {
+	flags int
+	enter func() error
+}
+
+// inNew calls work on a thread that has gone into the namespaces of e and waits for it. Whatever the rest of the
+// process does meanwhile happens in the namespaces where it always was.
+func inNew(e entry, work func() error) error {
 	done := make(chan error, 1)
 	go func() { // ends with work
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread is the one that cannot die. While it is kept here, the work lands on another.
-			done <- inNew(flags, work)
+			done <- inNew(e, work)
 			runtime.UnlockOSThread()
 			return
 		}
-		home, err := openHome(flags)
+		home, err := openHome(e.flags)
 		if err != nil {
 			runtime.UnlockOSThread()
 			done <- err
 			return
 		}
-		err = unshareAnd(flags, work)
+		if err = e.enter(); err == nil {
+			err = work()
+		}
 		if home.enter() == nil {
 			runtime.UnlockOSThread()
 		}
@@ -40,16 +48,27 @@ func inNew(flags int, work func() error) error {
 	return <-done
 }
 
-func unshareAnd(flags int, work func() error) error {
-	switch err := unix.Unshare(flags); {
+// unsharing makes new namespaces.
+func unsharing(flags int) entry {
+	return entry{flags, func() error { return makingError(unix.Unshare(flags)) }}
+}
+
+// makingError gives what unshare(2) and clone(2) say its kind.
+func makingError(err error) error {
+	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
 		return fmt.Errorf("make namespaces: %w: %w (see /proc/sys/user/max_*_namespaces)", errdef.Exhausted, err)
 	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("make namespaces: the kernel lacks one of net, ipc, uts: %w", errdef.Unsupported)
+		return fmt.Errorf("make namespaces: the kernel lacks one of net, ipc, uts, user, or the id mappings are none: %w", errdef.Unsupported)
 	case err != nil:
 		return fmt.Errorf("make namespaces: %w", err)
 	}
-	return work()
+	return nil
+}
+
+// flagOf returns the flag for setns(2) of each namespace that a thread can be in alone.
+func flagOf() map[string]int {
+	return map[string]int{"net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS}
 }
 
 // home holds open the namespaces that a thread is about to leave, by their flag for setns(2).
@@ -58,7 +77,7 @@ type home map[int]*os.File
 // openHome opens those namespaces of the calling thread that flags name.
 func openHome(flags int) (home, error) {
 	h := home{}
-	for flag, name := range map[int]string{unix.CLONE_NEWNET: "net", unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWUTS: "uts"} {
+	for name, flag := range flagOf() {
 		if flags&flag == 0 {
 			continue
 		}
