@@ -63,6 +63,10 @@ func (s *Server) podRequest(r *runtime.RunPodSandboxRequest) (sandbox.Key, strin
 	if !s.facts.knows(handler) {
 		err = cmp.Or(err, fmt.Errorf("runtime_handler: no handler %q; known: %s: %w", handler, s.facts.names(), errdef.Invalid))
 	}
+	if !spec.UserMap(config).None() && !s.facts.userns(handler) {
+		err = cmp.Or(err, fmt.Errorf("config.linux.security_context.namespace_options.userns_options: handler %s has no user namespaces here "+
+			"(crictl info says why): %w", handler, errdef.Unsupported))
+	}
 	m := config.GetMetadata()
 	return sandbox.Key{Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(), Attempt: m.GetAttempt()}, handler, err
 }

@@ -31,6 +31,11 @@ func (f Facts) knows(name string) bool {
 	return slices.ContainsFunc(f.Handlers, func(h fact.Handler) bool { return h.Name == name })
 }
 
+// userns tells whether pods of the handler can have a user namespace of their own.
+func (f Facts) userns(name string) bool {
+	return slices.ContainsFunc(f.Handlers, func(h fact.Handler) bool { return h.Name == name && h.UserNamespaces })
+}
+
 // names lists the handlers for an error message.
 func (f Facts) names() string {
 	var names []string

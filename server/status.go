@@ -61,8 +61,7 @@ func toHandlers(handlers []fact.Handler) []*runtime.RuntimeHandler {
 	for i, h := range handlers {
 		features := &runtime.RuntimeHandlerFeatures{
 			RecursiveReadOnlyMounts: h.RecursiveReadOnly,
-			// The runtime may know user namespaces; crid makes none for pods yet.
-			UserNamespaces: false,
+			UserNamespaces:          h.UserNamespaces,
 		}
 		if i == 0 {
 			out = append(out, &runtime.RuntimeHandler{Name: "", Features: features})

@@ -123,7 +123,7 @@ func find(name string) (string, error) {
 func (p programs) tell(log *slog.Logger) {
 	for i, h := range p.facts {
 		log.Info("runtime handler", "name", h.Name, "default", i == 0, "path", h.Path, "version", h.Version,
-			"spec", h.SpecVersion, "recursiveReadOnly", h.RecursiveReadOnly)
+			"spec", h.SpecVersion, "recursiveReadOnly", h.RecursiveReadOnly, "userNamespaces", h.UserNamespaces)
 	}
 	for _, warning := range p.warnings {
 		log.Warn(warning)

@@ -135,7 +135,7 @@ func (r *rooms) openHost(ctx context.Context) error {
 	return nil
 }
 
-func (r *rooms) openImages(context.Context) error {
+func (r *rooms) openImages(ctx context.Context) error {
 	var err error
 	r.images, err = storage.OpenImages(storage.ImagesConfig{
 		Root:              r.cfg.Root,
@@ -159,7 +159,7 @@ func (r *rooms) openImages(context.Context) error {
 		return err
 	}
 	r.onClose("root filesystems", func(context.Context) error { return r.rootfs.Close() })
-	return nil
+	return r.probeUserns(ctx)
 }
 
 func (r *rooms) openNetwork(ctx context.Context) error {
@@ -201,6 +201,7 @@ func (r *rooms) openContainers(context.Context) error {
 		Handlers: r.programs.handlers,
 		Monitors: monitors{launcher},
 		Rootfs:   r.rootfs,
+		Mapper:   r.rootfs,
 		Images:   r.images,
 		Volumes:  volumes,
 		Cgroups:  r.cgroups,
@@ -237,8 +238,7 @@ func (r *rooms) openPods(context.Context) error {
 		return err
 	}
 	r.onClose("pods' files", func(context.Context) error { return dropPrivate(files) })
-	pins := filepath.Join(r.cfg.Runroot, "ns") // made private at the first pin
-	r.onClose("namespaces", func(context.Context) error { return dropPrivate(pins) })
+	r.onClose("namespaces", func(context.Context) error { return dropPrivate(r.pinDir()) }) // made private at the first pin
 	podFiles := sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"})
 	own, err := r.claimCgroupParent()
 	if err != nil {
@@ -253,7 +253,7 @@ func (r *rooms) openPods(context.Context) error {
 		},
 		Records:    records,
 		Tombstones: tombstones,
-		Namespaces: ns.New(r.cfg.Network.NetnsDir, pins),
+		Namespaces: r.pinner(),
 		Network:    r.network,
 		Cgroups:    r.cgroups,
 		Containers: r.containers,
@@ -267,6 +267,12 @@ func (r *rooms) openPods(context.Context) error {
 	r.containers.OnPauseExit(r.pods.PauseExited)
 	return nil
 }
+
+func (r *rooms) pinner() *ns.Pinner {
+	return ns.New(r.cfg.Network.NetnsDir, r.pinDir())
+}
+
+func (r *rooms) pinDir() string { return filepath.Join(r.cfg.Runroot, "ns") }
 
 func (r *rooms) monitorDir() string { return filepath.Join(r.cfg.Runroot, "monitor") }
 func (r *rooms) exitDir() string    { return filepath.Join(r.cfg.Runroot, "exits") }

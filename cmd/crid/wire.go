@@ -69,7 +69,7 @@ func (r *rooms) handlerInfo() []map[string]any {
 	for _, h := range r.programs.facts {
 		all = append(all, map[string]any{
 			"name": h.Name, "path": h.Path, "version": h.Version, "specVersion": h.SpecVersion,
-			"recursiveReadOnly": h.RecursiveReadOnly,
+			"recursiveReadOnly": h.RecursiveReadOnly, "userNamespaces": h.UserNamespaces,
 		})
 	}
 	return all
@@ -103,7 +103,8 @@ func listed[T any](list []T) []T {
 	return list
 }
 
-// asJSON is the configuration under the names that crid.toml has for its options.
+// asJSON is the configuration under the names that crid.toml has for its options, and as stateDir the root directory
+// once more: by that name critest looks for the filesystem of containers.
 func asJSON(cfg config.Config) (any, error) {
 	text, err := toml.Marshal(cfg)
 	if err != nil {
@@ -113,6 +114,7 @@ func asJSON(cfg config.Config) (any, error) {
 	if err := toml.Unmarshal(text, &values); err != nil {
 		return nil, fmt.Errorf("decode configuration: %w", err)
 	}
+	values["stateDir"] = cfg.Root
 	return values, nil
 }
 

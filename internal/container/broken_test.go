@@ -210,7 +210,7 @@ func crashStory(t *testing.T, h *host, n int) (where string) {
 // resumeStory is the client that tries again after a crash.
 func resumeStory(t *testing.T, h *host, m *Manager, where string) {
 	t.Helper()
-	c, err := m.Create(t.Context(), h.request("web"))
+	c, err := m.Create(t.Context(), h.userns("web"))
 	if err != nil {
 		for _, old := range m.List() {
 			if old.Status().State != Exited {
@@ -251,7 +251,7 @@ func TestAFailedUndoStaysVisible(t *testing.T) {
 		}
 		m := h.boot().open()
 		defer closeManager(t, m)
-		_, err := m.Create(t.Context(), h.request("web"))
+		_, err := m.Create(t.Context(), h.userns("web"))
 		if !errors.Is(err, errInjected) {
 			t.Fatalf("got %v", err)
 		}

@@ -254,6 +254,9 @@ func (c *Container) build(ctx context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
+	if err := c.unmap(r.Pod); err != nil {
+		c.m.log.Warn("mounts with mapped ids stay until the container is removed", "container", c.id, "err", err)
+	}
 	if err := c.confirmSources(ref.PID, s); err != nil {
 		return err
 	}
@@ -269,6 +272,14 @@ func (c *Container) build(ctx context.Context, r Request) error {
 	}
 	c.m.crew.watch(c.watch) // not begun while crid ends: the next start of crid looks at the container
 	return nil
+}
+
+// unmap takes away the mounts with mapped ids, which the created container has in its own mount namespace now.
+func (c *Container) unmap(pod spec.PodEnv) error {
+	if pod.UserNS == "" {
+		return nil
+	}
+	return c.m.deps.Mapper.Unmap(c.id)
 }
 
 // launch writes the configuration and runs the runtime's `create` under a monitor.

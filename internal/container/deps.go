@@ -15,6 +15,7 @@ import (
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci"
 	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/internal/storage"
 )
 
 // Deps is what containers are made with. All of it is needed.
@@ -22,6 +23,7 @@ type Deps struct {
 	Handlers map[string]Handler // by name
 	Monitors Monitors
 	Rootfs   Rootfs
+	Mapper   Mapper
 	Images   Images
 	Volumes  ImageMounts
 	Cgroups  Cgroups
@@ -104,11 +106,19 @@ type Stdio interface {
 
 // Rootfs makes root filesystems. Every method may be repeated.
 type Rootfs interface {
-	Mount(ctx context.Context, id, imageID string) (path string, err error)
-	Volume(ctx context.Context, id, dest string) (hostDir string, err error)
+	Mount(ctx context.Context, id, imageID string, owner storage.Owner) (path string, err error)
+	Volume(ctx context.Context, id, dest string, owner storage.Owner) (hostDir string, err error)
 	Unmount(id string) error // what it holds stays
 	Remove(ctx context.Context, id string) error
 	List() ([]string, error)
+}
+
+// Mapper shows files to a container in a user namespace as if they were the host's to it. What it made for an id goes
+// with Rootfs.Remove too.
+type Mapper interface {
+	MapMount(ctx context.Context, id, source string, owner storage.Owner) (path string, err error)
+	MapImage(ctx context.Context, id, imageID string, owner storage.Owner) (path string, err error) // read-only
+	Unmap(id string) error                                                                          // containers that are created keep it
 }
 
 // Images keeps an image from being removed while a container is made with it.

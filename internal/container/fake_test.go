@@ -23,6 +23,7 @@ import (
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci"
 	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/internal/storage"
 )
 
 var (
@@ -377,7 +378,7 @@ func (f fakeProcess) ReopenLog(context.Context) error {
 
 type fakeRootfs struct{ session }
 
-func (f fakeRootfs) Mount(_ context.Context, id, _ string) (string, error) {
+func (f fakeRootfs) Mount(_ context.Context, id, _ string, _ storage.Owner) (string, error) {
 	dir := filepath.Join(f.dir, "rootfs", id)
 	return dir, f.do("rootfs mount", func() error {
 		f.rootfs[id], f.mounted[id] = true, true
@@ -388,7 +389,7 @@ func (f fakeRootfs) Mount(_ context.Context, id, _ string) (string, error) {
 	})
 }
 
-func (f fakeRootfs) Volume(_ context.Context, id, dest string) (string, error) {
+func (f fakeRootfs) Volume(_ context.Context, id, dest string, _ storage.Owner) (string, error) {
 	dir := filepath.Join(f.dir, "volumes", id, dest)
 	return dir, f.do("rootfs volume", func() error { return os.MkdirAll(dir, 0o755) })
 }

@@ -101,13 +101,13 @@ func (c *Container) hold(ctx context.Context) (release func(), err error) {
 
 // lookUpImageVolume mounts the image that a mount names and finds the part of it that is asked for. What it finds
 // cannot change under it: the image is mounted read-only.
-func (c *Container) lookUpImageVolume(ctx context.Context, asked *runtime.Mount) (spec.Mount, error) {
+func (c *Container) lookUpImageVolume(ctx context.Context, asked *runtime.Mount, pod spec.PodEnv) (spec.Mount, error) {
 	name := asked.GetImage().GetImage()
 	image, ok := c.plan.Volumes[name]
 	if !ok {
 		return spec.Mount{}, fmt.Errorf("image %q: %w", name, errdef.NotFound)
 	}
-	source, err := c.m.deps.Volumes.Mount(ctx, image.ID)
+	source, err := c.mountImage(ctx, image.ID, pod)
 	if err != nil {
 		return spec.Mount{}, err
 	}
@@ -122,6 +122,15 @@ func (c *Container) lookUpImageVolume(ctx context.Context, asked *runtime.Mount)
 		return spec.Mount{}, fmt.Errorf("image_sub_path of image %s: %w", image.ID, err)
 	}
 	return spec.Mount{Mount: asked, Source: source}, nil
+}
+
+// mountImage shares one mount with all containers but those of pods with a user namespace, which see other owners of
+// the image's files.
+func (c *Container) mountImage(ctx context.Context, imageID string, pod spec.PodEnv) (string, error) {
+	if pod.UserNS != "" {
+		return c.m.deps.Mapper.MapImage(ctx, c.id, imageID, ownerIn(pod))
+	}
+	return c.m.deps.Volumes.Mount(ctx, imageID)
 }
 
 // unmountImages unmounts the images that the container had as volumes and no other has. Of a container whose

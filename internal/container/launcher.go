@@ -16,13 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/launch"
 	"github.com/crid/crid/internal/oci/spec"
 )
 
 // equip puts a launcher into the root filesystem of a container whose environment is not all UTF-8, and goes with it.
 // No runtime tells any more whether the container's command exists, so it is looked for here.
-func equip(root string, s *specs.Spec) error {
+func equip(root string, s *specs.Spec, users fact.IDMap) error {
 	l, err := spec.ViaLauncher(s)
 	if err != nil || l == nil {
 		return err
@@ -34,12 +35,13 @@ func equip(root string, s *specs.Spec) error {
 	if err != nil {
 		return fmt.Errorf("environment that is not UTF-8: %w", err)
 	}
-	return installLauncher(filepath.Join(root, spec.LauncherPath), raw, s.Process.User)
+	uid, gid := users.Host(s.Process.User.UID, s.Process.User.GID)
+	return installLauncher(filepath.Join(root, spec.LauncherPath), raw, uid, gid)
 }
 
 // installLauncher writes a launcher that only the container's user can read and execute: it holds what other users
 // in the container need not know. What the image has at that place is replaced.
-func installLauncher(name string, raw []byte, user specs.User) error {
+func installLauncher(name string, raw []byte, uid, gid int) error {
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("install launcher: %w", err)
 	}
@@ -48,7 +50,7 @@ func installLauncher(name string, raw []byte, user specs.User) error {
 		return fmt.Errorf("install launcher: %w", err)
 	}
 	_, err = f.Write(raw)
-	if err = errors.Join(err, f.Chown(int(user.UID), int(user.GID)), f.Close()); err != nil {
+	if err = errors.Join(err, f.Chown(uid, gid), f.Close()); err != nil {
 		return fmt.Errorf("install launcher: %w", err)
 	}
 	return nil

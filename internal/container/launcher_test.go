@@ -95,8 +95,7 @@ func TestALauncherTakesThePlaceOfWhatTheImageHas(t *testing.T) {
 	if err := os.Symlink("elsewhere", name); err != nil {
 		t.Fatal(err)
 	}
-	user := specs.User{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
-	if err := installLauncher(name, []byte("new"), user); err != nil {
+	if err := installLauncher(name, []byte("new"), os.Getuid(), os.Getgid()); err != nil {
 		t.Fatal(err)
 	}
 	if raw, err := os.ReadFile(name); err != nil || string(raw) != "new" {
@@ -109,7 +108,7 @@ func TestALauncherTakesThePlaceOfWhatTheImageHas(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(full, "x"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := installLauncher(full, nil, user); err == nil {
+	if err := installLauncher(full, nil, os.Getuid(), os.Getgid()); err == nil {
 		t.Error("a directory was replaced")
 	}
 }

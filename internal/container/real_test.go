@@ -24,6 +24,7 @@ import (
 	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/pause"
 	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/internal/storage"
 	"github.com/crid/crid/test/bundle"
 	"github.com/crid/crid/test/isolate"
 )
@@ -112,11 +113,11 @@ func (r realMonitors) Open(id string, ref monitor.Ref) (Process, error) {
 // plainRootfs makes root filesystems of busybox.
 type plainRootfs struct{ dir string }
 
-func (p plainRootfs) Mount(_ context.Context, id, _ string) (string, error) {
+func (p plainRootfs) Mount(_ context.Context, id, _ string, _ storage.Owner) (string, error) {
 	dir := filepath.Join(p.dir, id)
 	return dir, bundle.Rootfs(dir)
 }
-func (p plainRootfs) Volume(context.Context, string, string) (string, error) {
+func (p plainRootfs) Volume(context.Context, string, string, storage.Owner) (string, error) {
 	return "", errors.New("there are no volumes here")
 }
 func (p plainRootfs) Unmount(string) error { return nil }

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -46,7 +45,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 		return nil, spec.User{}, err
 	}
 	c.at("mount root filesystem")
-	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID)
+	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID, ownerIn(r.Pod))
 	if err != nil {
 		return nil, spec.User{}, err
 	}
@@ -61,7 +60,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	}
 	s, err := spec.Build(in, c.filter, c.addHooks(r.Pod.Config.GetAnnotations()))
 	if err == nil {
-		err = equip(root, s)
+		err = equip(root, s, spec.UserMap(r.Pod.Config))
 	}
 	return s, in.User, err
 }
@@ -71,6 +70,12 @@ func (c *Container) specifyPause(ctx context.Context, in spec.Input) (*specs.Spe
 	var err error
 	if in.Confinement, err = c.m.confinePause(ctx, in.Pod); err != nil {
 		return nil, spec.User{}, err
+	}
+	if in.Pod.UserNS != "" {
+		// Its root is nobody on the host and may not get to a directory below crid's root.
+		if in.Rootfs, err = c.m.deps.Mapper.MapMount(ctx, c.id, in.Rootfs, ownerIn(in.Pod)); err != nil {
+			return nil, spec.User{}, err
+		}
 	}
 	s, err := spec.BuildPause(in)
 	return s, spec.User{}, err
@@ -98,10 +103,16 @@ func readAccounts(root, name string) ([]byte, error) {
 	return raw, err
 }
 
+// ownerIn is the owner of the files of the pod's containers.
+func ownerIn(pod spec.PodEnv) storage.Owner {
+	uid, gid := spec.UserMap(pod.Config).Root()
+	return storage.Owner{UserNS: pod.UserNS, UID: uid, GID: gid}
+}
+
 func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 	for i, asked := range c.config.GetMounts() {
 		if asked.GetImage().GetImage() != "" {
-			m, err := c.lookUpImageVolume(ctx, asked)
+			m, err := c.lookUpImageVolume(ctx, asked, in.Pod)
 			if err != nil {
 				return fmt.Errorf("mounts[%d] (%s): %w: %w", i, asked.GetContainerPath(), err, errdef.ImageVolume)
 			}
@@ -109,6 +120,9 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 			continue
 		}
 		m, err := c.lookUpMount(i, asked)
+		if err == nil && len(asked.GetUidMappings()) > 0 {
+			m.Source, err = c.m.deps.Mapper.MapMount(ctx, c.id, m.Source, ownerIn(in.Pod))
+		}
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
 		}
@@ -178,12 +192,12 @@ func (c *Container) lookUpVolumes(ctx context.Context, in *spec.Input) error {
 			continue
 		}
 		if mode == VolumesMkdir {
-			if err := pathrs.MkdirAll(in.Rootfs, dest, 0o755); err != nil {
+			if err := storage.MkdirAll(in.Rootfs, dest, ownerIn(in.Pod)); err != nil {
 				return fmt.Errorf("make the image's volume %s: %w", dest, err)
 			}
 			continue
 		}
-		dir, err := c.m.deps.Rootfs.Volume(ctx, c.id, dest)
+		dir, err := c.m.deps.Rootfs.Volume(ctx, c.id, dest, ownerIn(in.Pod))
 		if err != nil {
 			return fmt.Errorf("fill the image's volume %s: %w", dest, err)
 		}

@@ -38,9 +38,10 @@ func (s session) open() *Manager {
 		}
 	})
 	return New(Deps{
-		Handlers:  map[string]Handler{"fake": {Fact: fact.Handler{Name: "fake", SpecVersion: "1.0.2"}, Runtime: fakeRuntime{s}}},
+		Handlers:  map[string]Handler{"fake": {Fact: fact.Handler{Name: "fake", SpecVersion: "1.0.2", UserNamespaces: true}, Runtime: fakeRuntime{s}}},
 		Monitors:  fakeMonitors{s},
 		Rootfs:    fakeRootfs{s},
+		Mapper:    fakeMapper{s},
 		Images:    fakeImages{s},
 		Volumes:   fakeVolumes{s},
 		Cgroups:   fakeCgroups{s},

@@ -73,7 +73,10 @@ type IDMap struct{ UIDs, GIDs []IDRange }
 func (m IDMap) None() bool { return len(m.UIDs) == 0 && len(m.GIDs) == 0 }
 
 // Root returns what the container's user and group 0 are on the host.
-func (m IDMap) Root() (uid, gid int) { return hostID(m.UIDs, 0), hostID(m.GIDs, 0) }
+func (m IDMap) Root() (uid, gid int) { return m.Host(0, 0) }
+
+// Host returns what a user and a group of the container are on the host.
+func (m IDMap) Host(u, g uint32) (uid, gid int) { return hostID(m.UIDs, u), hostID(m.GIDs, g) }
 
 // hostID answers 65534, which the kernel shows of what is not mapped, where ranges lack the id. Without ranges an id
 // is the host's.

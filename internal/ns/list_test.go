@@ -17,6 +17,7 @@ func (p *Pinner) List() ([]string, error) {
 		{p.netDir, netPrefix},
 		{filepath.Join(p.dir, "ipc"), ""},
 		{filepath.Join(p.dir, "uts"), ""},
+		{filepath.Join(p.dir, "user"), ""},
 	} {
 		entries, err := os.ReadDir(place.dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,7 @@ func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
 		Version:           found.String(),
 		SpecVersion:       can.spec,
 		RecursiveReadOnly: can.rro && kernel,
-		UserNamespaces:    can.idmap && kernel,
+		UserNamespaces:    can.userns && kernel,
 	}, nil
 }
 
@@ -80,16 +81,16 @@ func (v version) atLeast(major, minor int) bool {
 
 // abilities is what differs between the versions of a runtime and matters to crid.
 type abilities struct {
-	spec  string // newest runtime-spec version accepted
-	rro   bool   // mount option rro
-	idmap bool   // mounts with uidMappings and gidMappings
+	spec   string // newest runtime-spec version accepted
+	rro    bool   // mount option rro
+	userns bool   // containers join a user namespace that is there; crid maps the ids of their mounts itself
 }
 
 // known returns what a runtime without the verb `features` can do, by its version. An unknown runtime can
 // nothing special.
 func (v version) known() abilities {
 	crun := v.program == "crun"
-	return abilities{spec: v.spec, rro: crun && v.atLeast(1, 4), idmap: crun && v.atLeast(1, 9)}
+	return abilities{spec: v.spec, rro: crun && v.atLeast(1, 4), userns: crun && v.atLeast(1, 0)}
 }
 
 // parseVersion reads what crun, runc and runsc print: "crun version 1.8.1", further lines, "spec: 1.0.0".
@@ -131,9 +132,7 @@ func parseFeatures(out []byte) (abilities, error) {
 		return abilities{}, fmt.Errorf("no ociVersionMax: %w", errdef.Invalid)
 	}
 	can := abilities{spec: f.OCIVersionMax, rro: slices.Contains(f.MountOptions, "rro")}
-	if f.Linux != nil && f.Linux.MountExtensions != nil && f.Linux.MountExtensions.IDMap != nil {
-		can.idmap = f.Linux.MountExtensions.IDMap.Enabled != nil && *f.Linux.MountExtensions.IDMap.Enabled
-	}
+	can.userns = f.Linux != nil && slices.Contains(f.Linux.Namespaces, string(specs.UserNamespace))
 	return can, nil
 }
 

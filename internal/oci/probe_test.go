@@ -11,7 +11,7 @@ func TestVersions(t *testing.T) {
 		want version
 		can  abilities
 	}{
-		{"crun version 1.8.1\ncommit: f8a\nspec: 1.0.0\n+SYSTEMD\n", version{"crun", "1.8.1", [3]int{1, 8, 1}, "1.0.0"}, abilities{"1.0.0", true, false}},
+		{"crun version 1.8.1\ncommit: f8a\nspec: 1.0.0\n+SYSTEMD\n", version{"crun", "1.8.1", [3]int{1, 8, 1}, "1.0.0"}, abilities{"1.0.0", true, true}},
 		{"crun version 1.9\nspec: 1.0.0\n", version{"crun", "1.9", [3]int{1, 9}, "1.0.0"}, abilities{"1.0.0", true, true}},
 		{"crun version 1.14.3-dirty\nspec: 1.0.0\n", version{"crun", "1.14.3-dirty", [3]int{1, 14, 3}, "1.0.0"}, abilities{"1.0.0", true, true}},
 		{"crun version 0.17\nspec: 1.0.0\n", version{"crun", "0.17", [3]int{0, 17}, "1.0.0"}, abilities{"1.0.0", false, false}},
@@ -38,7 +38,7 @@ func TestFeatures(t *testing.T) {
 		want abilities
 	}{
 		{`{"ociVersionMax":"1.0.2-dev","mountOptions":["ro","rro"]}`, abilities{"1.0.2-dev", true, false}},
-		{`{"ociVersionMax":"1.2.0","mountOptions":["ro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}`, abilities{"1.2.0", false, true}},
+		{`{"ociVersionMax":"1.2.0","mountOptions":["ro"],"linux":{"namespaces":["mount","user"]}}`, abilities{"1.2.0", false, true}},
 	} {
 		if got, err := parseFeatures([]byte(test.out)); err != nil || got != test.want {
 			t.Errorf("%s: got %+v, %v", test.out, got, err)
@@ -56,7 +56,7 @@ func TestARuntimeWithoutFeaturesIsKnownByItsVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Version != "crun 1.8.1" || h.SpecVersion != "1.0.0" || h.UserNamespaces || h.Name != "crun" {
+	if h.Version != "crun 1.8.1" || h.SpecVersion != "1.0.0" || !h.UserNamespaces || h.Name != "crun" {
 		t.Errorf("got %+v", h)
 	}
 }
@@ -75,7 +75,7 @@ func TestProbeOfTheInstalledRuntimes(t *testing.T) {
 			continue
 		}
 		h, err := New(Config{Name: name, Path: path, Root: "/no/root"}).Probe(t.Context())
-		if err != nil || h.Version == "" || h.SpecVersion == "" || !h.RecursiveReadOnly {
+		if err != nil || h.Version == "" || h.SpecVersion == "" || !h.RecursiveReadOnly || !h.UserNamespaces {
 			t.Errorf("%s: %+v, %v", name, h, err)
 		}
 	}

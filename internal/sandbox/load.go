@@ -185,7 +185,7 @@ func (m *Manager) lost(p *Pod, rec *Record) (reason, message string) {
 // pins lists the paths of a set.
 func pins(set ns.Set) []string {
 	var all []string
-	for _, path := range []string{set.Net, set.IPC, set.UTS} {
+	for _, path := range []string{set.Net, set.IPC, set.UTS, set.User} {
 		if path != "" {
 			all = append(all, path)
 		}

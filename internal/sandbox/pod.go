@@ -140,7 +140,7 @@ func (p *Pod) env() spec.PodEnv {
 	files := p.m.deps.Files.Paths(p.id)
 	env := spec.PodEnv{
 		ID: p.id, Config: rec.Config.PodSandboxConfig, Handler: rec.Handler,
-		NetNS: set.Net, IPCNS: set.IPC, UTSNS: set.UTS,
+		NetNS: set.Net, IPCNS: set.IPC, UTSNS: set.UTS, UserNS: set.User,
 		Hostname: rec.Hostname, HostnameFile: files.Hostname, ResolvConf: files.ResolvConf, Hosts: files.Hosts,
 		CgroupParent: rec.CgroupParent, SELinux: rec.SELinux,
 	}
@@ -156,6 +156,8 @@ func want(cfg *runtime.PodSandboxConfig) ns.Want {
 		Net: !hostNetwork(cfg),
 		UTS: !hostNetwork(cfg),
 		IPC: namespaces(cfg).GetIpc() != runtime.NamespaceMode_NODE,
+
+		Users: spec.UserMap(cfg),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/oci/spec"
 )
 
 // Files is what a pod has in the host's file system. Every path is a function of the id.
@@ -37,13 +38,15 @@ type FilesWant struct {
 	Shm      bool
 	LogDir   string // made when it is absent; it is the client's to remove. May be empty
 	HostNet  bool   // /etc/hosts is the host's
+	UID, GID int    // who the files belong to: the root of the pod's user namespace
 }
 
 func filesWant(rec *Record) FilesWant {
 	cfg := rec.Config.PodSandboxConfig
+	uid, gid := spec.UserMap(cfg).Root()
 	return FilesWant{
 		Hostname: rec.Hostname, DNS: cfg.GetDnsConfig(), Shm: want(cfg).IPC,
-		LogDir: cfg.GetLogDirectory(), HostNet: hostNetwork(cfg),
+		LogDir: cfg.GetLogDirectory(), HostNet: hostNetwork(cfg), UID: uid, GID: gid,
 	}
 }
 
@@ -100,19 +103,22 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return fmt.Errorf("write pod file: %w", kindOf(err))
 		}
+		if err := os.Chown(path, want.UID, want.GID); err != nil {
+			return fmt.Errorf("give pod file to the pod: %w", err)
+		}
 	}
 	if !want.Shm {
 		return nil
 	}
-	return mountShm(paths.Shm)
+	return mountShm(paths.Shm, want)
 }
 
-func mountShm(path string) error {
+func mountShm(path string, want FilesWant) error {
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make pod's shm: %w", kindOf(err))
 	}
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
-	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%d", shmSize)); err != nil {
+	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, want.UID, want.GID)); err != nil {
 		return fmt.Errorf("mount pod's shm at %s: %w", path, err)
 	}
 	return nil

@@ -44,12 +44,12 @@ const imagesName = ".images"
 func OpenImageMounts(r *Rootfs) (*ImageMounts, error) {
 	m := &ImageMounts{
 		dir:    filepath.Join(r.cfg.MountDir, imagesName),
-		empty:  []string{filepath.Join(r.cfg.Dir, emptyName), filepath.Join(r.cfg.Dir, fillerName)},
+		empty:  r.fillers(),
 		images: r.images,
 		mount:  r.mount,
 		turns:  map[string]*turn{},
 	}
-	if err := os.Mkdir(m.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(m.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("open image mounts: %w", diskError(err))
 	}
 	for _, dir := range m.empty {
@@ -58,6 +58,11 @@ func OpenImageMounts(r *Rootfs) (*ImageMounts, error) {
 		}
 	}
 	return m, nil
+}
+
+// fillers are the directories that make up for layers.
+func (r *Rootfs) fillers() []string {
+	return []string{filepath.Join(r.cfg.Dir, emptyName), filepath.Join(r.cfg.Dir, fillerName)}
 }
 
 // Mount mounts the image, unless it is mounted already, and answers the directory with its content. NotFound when

@@ -86,6 +86,9 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	return s, nil
 }
 
+// Dir is where the store lies, with no symbolic link on the way.
+func (s *Images) Dir() string { return s.root }
+
 func openStore(cfg ImagesConfig, root string) (cstorage.Store, error) {
 	return cstorage.GetStore(types.StoreOptions{
 		GraphRoot:       root,

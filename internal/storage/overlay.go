@@ -176,7 +176,7 @@ func (r *Rootfs) tryMounter(way mounter) error {
 		return err
 	}
 	probe := &Rootfs{cfg: r.cfg, mount: way}
-	if err := probe.mountAt(p, []string{filepath.Join(r.cfg.Dir, emptyName)}); err != nil {
+	if err := probe.mountAt(p, []string{filepath.Join(r.cfg.Dir, emptyName)}, Owner{}); err != nil {
 		return err
 	}
 	return errors.Join(unmount(p.target), os.RemoveAll(p.dir))

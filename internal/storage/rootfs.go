@@ -62,6 +62,10 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 			return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
 		}
 	}
+	// The root of a user namespace is nobody here, and runtimes go through MountDir as it.
+	if err := os.Chmod(cfg.MountDir, 0o711); err != nil {
+		return nil, fmt.Errorf("open root filesystems: %w", err)
+	}
 	if err := makeEmpty(filepath.Join(cfg.Dir, emptyName)); err != nil {
 		return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
 	}
@@ -69,6 +73,9 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
 	}
 	if err := r.chooseMounter(); err != nil {
+		return nil, fmt.Errorf("open root filesystems: %w", err)
+	}
+	if err := r.unmapAll(); err != nil {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
 	}
 	r.trash = openTrash(filepath.Join(cfg.Dir, trashName), r.problems)
@@ -99,6 +106,7 @@ type place struct {
 	work    string // overlay's own
 	volumes string // copies of the image's content for its volumes
 	target  string // where it is mounted
+	mapped  string // what is mounted with mapped ids while its container is made
 }
 
 func (r *Rootfs) place(id string) (place, error) {
@@ -116,12 +124,13 @@ func (r *Rootfs) at(name string) place {
 		work:    filepath.Join(dir, "work"),
 		volumes: filepath.Join(dir, "volumes"),
 		target:  filepath.Join(r.cfg.MountDir, name),
+		mapped:  filepath.Join(r.cfg.MountDir, mappedPrefix+name),
 	}
 }
 
-// Mount makes the root filesystem id from the image and mounts it; the answer is where. Repeated, it finds the
-// live mount, or mounts what is there again. After an error of a first Mount nothing is left.
-func (r *Rootfs) Mount(ctx context.Context, id, imageID string) (string, error) {
+// Mount makes the root filesystem id from the image, with the ids of owner, and mounts it; the answer is where.
+// Repeated, it finds the live mount, or mounts what is there again. After an error of a first Mount nothing is left.
+func (r *Rootfs) Mount(ctx context.Context, id, imageID string, owner Owner) (string, error) {
 	p, err := r.place(id)
 	if err != nil {
 		return "", err
@@ -140,21 +149,21 @@ func (r *Rootfs) Mount(ctx context.Context, id, imageID string) (string, error) 
 	if len(lower) == 0 {
 		lower = []string{filepath.Join(r.cfg.Dir, emptyName)}
 	}
-	if err := r.mountAt(p, lower); err != nil {
+	if err := r.mountAt(p, lower, owner); err != nil {
 		return "", fmt.Errorf("mount root filesystem %s of image %s: %w", id, imageID, err)
 	}
 	return p.target, nil
 }
 
 // mountAt makes p and mounts it, all or, where p did not exist before, nothing.
-func (r *Rootfs) mountAt(p place, lower []string) error {
+func (r *Rootfs) mountAt(p place, lower []string, owner Owner) error {
 	err := os.Mkdir(p.dir, 0o700)
 	made := err == nil
 	if errors.Is(err, fs.ErrExist) {
 		err = nil
 	}
 	if err == nil {
-		err = r.build(p, lower)
+		err = r.build(p, lower, owner)
 	}
 	if err == nil {
 		return nil
@@ -166,7 +175,7 @@ func (r *Rootfs) mountAt(p place, lower []string) error {
 	return errors.Join(diskError(err), undo)
 }
 
-func (r *Rootfs) build(p place, lower []string) error {
+func (r *Rootfs) build(p place, lower []string, owner Owner) error {
 	// A volatile overlay leaves a mark in its work directory and refuses to be mounted again. Nothing is mounted
 	// here, so nothing uses the mark.
 	if err := os.RemoveAll(p.work); err != nil {
@@ -177,6 +186,18 @@ func (r *Rootfs) build(p place, lower []string) error {
 			return err
 		}
 	}
+	if owner.UserNS == "" {
+		return r.mountOverlay(p, lower)
+	}
+	// The overlay keeps copies of these mounts, so that they need not stay.
+	mapped, err := mapLayers(p.mapped, lower, owner)
+	if err == nil {
+		err = r.mountOverlay(p, mapped)
+	}
+	return errors.Join(err, unmap(p.mapped))
+}
+
+func (r *Rootfs) mountOverlay(p place, lower []string) error {
 	if err := copyAttributes(lower[0], p.upper); err != nil {
 		return err
 	}
@@ -203,7 +224,7 @@ func (r *Rootfs) Remove(_ context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := unmount(p.target); err != nil {
+	if err := errors.Join(unmap(p.mapped), unmount(p.target)); err != nil {
 		return fmt.Errorf("remove root filesystem %s: %w", id, err)
 	}
 	if err := r.trash.put(p.dir); err != nil {

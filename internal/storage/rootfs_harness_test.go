@@ -140,10 +140,10 @@ func must(t testing.TB, err error) {
 }
 
 func mustMount(t testing.TB, r interface {
-	Mount(context.Context, string, string) (string, error)
+	Mount(context.Context, string, string, Owner) (string, error)
 }, id, image string) string {
 	t.Helper()
-	path, err := r.Mount(t.Context(), id, image)
+	path, err := r.Mount(t.Context(), id, image, Owner{})
 	must(t, err)
 	return path
 }

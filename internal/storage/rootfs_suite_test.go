@@ -25,9 +25,9 @@ type rootfses interface {
 }
 
 type mountable interface {
-	Mount(ctx context.Context, id, imageID string) (string, error)
+	Mount(ctx context.Context, id, imageID string, owner Owner) (string, error)
 	Unmount(id string) error
-	Volume(ctx context.Context, id, dest string) (string, error)
+	Volume(ctx context.Context, id, dest string, owner Owner) (string, error)
 }
 
 // testRootfses is the suite for rootfses; open makes one over the given images.
@@ -235,19 +235,19 @@ func suiteUsage(t *testing.T, open func(*testing.T, Layers) rootfses) {
 func suiteIDs(t *testing.T, open func(*testing.T, Layers) rootfses) {
 	r := open(t, layersOf{"img": {tree(t, "file")}})
 	for _, id := range []string{"", ".", "..", ".trash", "../a", "a/b", strings.Repeat("a", 200)} {
-		_, err := r.Mount(t.Context(), id, "img")
+		_, err := r.Mount(t.Context(), id, "img", Owner{})
 		wantKind(t, err, errdef.Invalid)
 		wantKind(t, r.Remove(t.Context(), id), errdef.Invalid)
 		_, err = r.Usage(t.Context(), id)
 		wantKind(t, err, errdef.Invalid)
-		_, err = r.Volume(t.Context(), id, "/data")
+		_, err = r.Volume(t.Context(), id, "/data", Owner{})
 		wantKind(t, err, errdef.Invalid)
 	}
 }
 
 func suiteUnknownImage(t *testing.T, open func(*testing.T, Layers) rootfses) {
 	r := open(t, layersOf{})
-	_, err := r.Mount(t.Context(), "a", "nothing")
+	_, err := r.Mount(t.Context(), "a", "nothing", Owner{})
 	wantKind(t, err, errdef.NotFound, "nothing")
 	if ids, err := r.List(); err != nil || len(ids) != 0 {
 		t.Errorf("List = %v, %v", ids, err)

@@ -47,7 +47,7 @@ func TestRootfsFailedMountLeavesNothing(t *testing.T) {
 	for _, way := range []mounter{mountByConfig, mountByOptions} {
 		r.mount = way
 		for image, words := range cases {
-			_, err := r.Mount(t.Context(), "a", image)
+			_, err := r.Mount(t.Context(), "a", image, Owner{})
 			if err == nil {
 				t.Fatalf("mounted an image whose layer is %s", image)
 			}
@@ -71,7 +71,7 @@ func TestRootfsTooManyLayersForOptions(t *testing.T) {
 	r := openTestRootfs(t, layersOf{"img": manyLayers(t, 300)})
 	mustMount(t, r, "by-config", "img")
 	r.mount = mountByOptions
-	_, err := r.Mount(t.Context(), "by-options", "img")
+	_, err := r.Mount(t.Context(), "by-options", "img", Owner{})
 	wantKind(t, err, errdef.Unsupported, "300 layers")
 }
 
@@ -113,7 +113,7 @@ func TestRootfsFullDisk(t *testing.T) {
 	disk := tmpfs(t, 256)
 	r := openRootfsAt(t, RootfsConfig{Dir: filepath.Join(disk, "rootfs"), MountDir: t.TempDir()}, layersOf{"img": {lower}})
 	root := mustMount(t, r, "a", "img")
-	_, err := r.Volume(t.Context(), "a", "/data")
+	_, err := r.Volume(t.Context(), "a", "/data", Owner{})
 	wantKind(t, err, errdef.Exhausted, "/data")
 	if left := namesIn(t, r.at("a").volumes); len(left) > 0 {
 		t.Errorf("a failed copy left %v", left)
@@ -133,7 +133,7 @@ func TestRootfsNoInodesLeft(t *testing.T) {
 	var err error
 	mounted := 0
 	for ; err == nil && mounted < 24; mounted++ {
-		_, err = r.Mount(t.Context(), fmt.Sprint("r", mounted), "img")
+		_, err = r.Mount(t.Context(), fmt.Sprint("r", mounted), "img", Owner{})
 	}
 	wantKind(t, err, errdef.Exhausted)
 	if got := len(idsOf(t, r)); got != mounted-1 {
@@ -195,9 +195,9 @@ func TestRootfsAtTheSameTime(t *testing.T) {
 	for i := range 20 {
 		group.Go(func() error {
 			id := fmt.Sprint("r", i)
-			_, err := r.Mount(t.Context(), id, "img")
+			_, err := r.Mount(t.Context(), id, "img", Owner{})
 			if err == nil {
-				_, err = r.Volume(t.Context(), id, "/data")
+				_, err = r.Volume(t.Context(), id, "/data", Owner{})
 			}
 			if err == nil {
 				_, err = r.Total(t.Context())

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"go.podman.io/storage/drivers/copy"
@@ -20,10 +21,10 @@ import (
 )
 
 // Volume makes the directory behind the image volume at dest of the mounted root filesystem id: a copy of what
-// the image has there, or an empty directory where it has nothing. The answer is its path on the host; it lives
+// the image has there, or an empty directory of owner where it has nothing. The answer is its path on the host; it lives
 // as long as the root filesystem, and repeated calls find it. A copy under way does not heed ctx. Invalid: the
 // image has something else at dest. WrongState: the root filesystem is not mounted.
-func (r *Rootfs) Volume(ctx context.Context, id, dest string) (string, error) {
+func (r *Rootfs) Volume(ctx context.Context, id, dest string, owner Owner) (string, error) {
 	p, err := r.place(id)
 	if err != nil {
 		return "", err
@@ -47,14 +48,14 @@ func (r *Rootfs) Volume(ctx context.Context, id, dest string) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	if err := fillVolume(p.target, dest, dir); err != nil {
+	if err := fillVolume(p.target, dest, dir, owner); err != nil {
 		return "", fmt.Errorf("volume at %s of root filesystem %s: %w", dest, id, diskError(err))
 	}
 	return dir, nil
 }
 
 // fillVolume makes dir as a copy of dest below root, all or nothing: a crash leaves a name that nobody asks for.
-func fillVolume(root, dest, dir string) error {
+func fillVolume(root, dest, dir string, owner Owner) error {
 	if err := os.Mkdir(filepath.Dir(dir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -62,7 +63,7 @@ func fillVolume(root, dest, dir string) error {
 	if err := os.RemoveAll(half); err != nil {
 		return err
 	}
-	err := copyUp(root, dest, half)
+	err := copyUp(root, dest, half, owner)
 	if err == nil {
 		err = os.Rename(half, dir)
 	}
@@ -74,10 +75,10 @@ func fillVolume(root, dest, dir string) error {
 
 // copyUp copies the directory dest of the tree at root to the new directory to. Symbolic links of the tree are
 // followed inside it only.
-func copyUp(root, dest, to string) error {
+func copyUp(root, dest, to string, owner Owner) error {
 	from, err := pathrs.OpenInRoot(root, dest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return makeEmpty(to)
+		return errors.Join(makeEmpty(to), os.Chown(to, owner.UID, owner.GID))
 	}
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return fmt.Errorf("%w: %w", err, errdef.Invalid)
@@ -95,6 +96,38 @@ func copyUp(root, dest, to string) error {
 	}
 	// The slash makes the copy begin at the directory that was opened, not at the link to it.
 	return copy.DirCopy(fmt.Sprintf("/proc/self/fd/%d/", from.Fd()), to, copy.Content, true)
+}
+
+// MkdirAll makes a directory of the tree at root and those above it, as far as they are not there, for owner. Symbolic
+// links of the tree are followed inside it only.
+func MkdirAll(root, dest string, owner Owner) error {
+	at := "/"
+	for _, part := range strings.Split(strings.Trim(path.Clean("/"+dest), "/"), "/") {
+		at = path.Join(at, part)
+		there, err := pathrs.OpenInRoot(root, at)
+		switch {
+		case err == nil:
+			err = there.Close()
+		case errors.Is(err, fs.ErrNotExist):
+			err = mkdirFor(root, at, owner)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mkdirFor(root, dest string, owner Owner) error {
+	if err := pathrs.MkdirAll(root, dest, 0o755); err != nil {
+		return err
+	}
+	made, err := pathrs.OpenInRoot(root, dest)
+	if err != nil {
+		return err
+	}
+	err = unix.Fchownat(int(made.Fd()), "", owner.UID, owner.GID, unix.AT_EMPTY_PATH)
+	return errors.Join(err, made.Close())
 }
 
 func kindOf(mode fs.FileMode) string {

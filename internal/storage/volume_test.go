@@ -27,7 +27,7 @@ func TestVolumeCopiesTheImage(t *testing.T) {
 	must(t, unix.Setxattr(filepath.Join(data, "file"), "user.note", []byte("hello"), 0))
 	r := openTestRootfs(t, layersOf{"img": {lower}})
 	mustMount(t, r, "a", "img")
-	dir, err := r.Volume(t.Context(), "a", "/data")
+	dir, err := r.Volume(t.Context(), "a", "/data", Owner{})
 	must(t, err)
 
 	wantOwner(t, dir, 12, 34, 0o1770)
@@ -67,12 +67,12 @@ func TestVolumeIsTheContainersOwn(t *testing.T) {
 	r := openTestRootfs(t, layersOf{"img": {tree(t, "data/file")}})
 	mustMount(t, r, "a", "img")
 	mustMount(t, r, "b", "img")
-	ofA, err := r.Volume(t.Context(), "a", "/data")
+	ofA, err := r.Volume(t.Context(), "a", "/data", Owner{})
 	must(t, err)
-	ofB, err := r.Volume(t.Context(), "b", "/data")
+	ofB, err := r.Volume(t.Context(), "b", "/data", Owner{})
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(ofA, "file"), []byte("mine"), 0o644))
-	again, err := r.Volume(t.Context(), "a", "data/../data/")
+	again, err := r.Volume(t.Context(), "a", "data/../data/", Owner{})
 	must(t, err)
 	if again != ofA {
 		t.Errorf("at %s, then at %s", ofA, again)
@@ -119,7 +119,7 @@ func TestVolumeDestinations(t *testing.T) {
 		{dest: "/dir/..", kind: errdef.Invalid},
 	}
 	for _, c := range cases {
-		dir, err := r.Volume(t.Context(), "a", c.dest)
+		dir, err := r.Volume(t.Context(), "a", c.dest, Owner{})
 		if c.kind != nil {
 			wantKind(t, err, c.kind)
 			continue
@@ -138,20 +138,20 @@ func TestVolumeDestinations(t *testing.T) {
 func TestVolumeNeedsItsRootfs(t *testing.T) {
 	needRoot(t)
 	r := openTestRootfs(t, layersOf{"img": {tree(t, "data/file")}})
-	_, err := r.Volume(t.Context(), "a", "/data")
+	_, err := r.Volume(t.Context(), "a", "/data", Owner{})
 	wantKind(t, err, errdef.WrongState, "not mounted")
 	mustMount(t, r, "a", "img")
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = r.Volume(cancelled, "a", "/data")
+	_, err = r.Volume(cancelled, "a", "/data", Owner{})
 	wantKind(t, err, context.Canceled)
-	dir, err := r.Volume(t.Context(), "a", "/data")
+	dir, err := r.Volume(t.Context(), "a", "/data", Owner{})
 	must(t, err)
 
 	// A copy that a crash cut short does not count.
 	must(t, os.Rename(dir, dir+".half"))
 	must(t, os.WriteFile(filepath.Join(dir+".half", "garbage"), nil, 0o644))
-	dir, err = r.Volume(t.Context(), "a", "/data")
+	dir, err = r.Volume(t.Context(), "a", "/data", Owner{})
 	must(t, err)
 	if names := namesIn(t, dir); strings.Join(names, " ") != "file" {
 		t.Errorf("holds %v", names)

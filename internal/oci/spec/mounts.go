@@ -36,7 +36,7 @@ func setMounts(s *specs.Spec, in Input) error {
 	at := func(m specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == m.Destination })
 	}
-	standard := standardMounts(securityContext(in.Config).GetPrivileged())
+	standard := standardMounts(securityContext(in.Config).GetPrivileged(), mapped(UserMap(in.Pod.Config).GIDs, ttyGroup))
 	ours := slices.Concat(podMounts(in.Pod, s.Root.Readonly), volumeMounts(in.Volumes))
 	s.Mounts = slices.Concat(slices.DeleteFunc(standard, below), slices.DeleteFunc(ours, at), asked)
 	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
@@ -45,16 +45,22 @@ func setMounts(s *specs.Spec, in Input) error {
 	return nil
 }
 
-func standardMounts(privileged bool) []specs.Mount {
+// ttyGroup is the group of terminals in Linux distributions.
+const ttyGroup = 5
+
+func standardMounts(privileged, tty bool) []specs.Mount {
 	access := "ro"
 	if privileged {
 		access = "rw"
 	}
+	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
+	if tty {
+		pts = append(pts, fmt.Sprintf("gid=%d", ttyGroup))
+	}
 	return []specs.Mount{
 		procMount(),
 		devMount(),
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",

@@ -2,6 +2,8 @@ package spec
 
 import (
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crid/crid/internal/fact"
 )
 
 // pauseUser owns nothing anywhere, so the pause can be signalled by root alone.
@@ -24,7 +26,7 @@ func BuildPause(in Input) (*specs.Spec, error) {
 	p.Args = []string{"/pause"}
 	p.Cwd = "/"
 	p.Env = []string{"PATH=" + defaultPath}
-	p.User = specs.User{UID: pauseUser, GID: pauseUser, AdditionalGids: []uint32{pauseUser}}
+	p.User = pauseIdentity(UserMap(in.Pod.Config))
 	p.Capabilities = &specs.LinuxCapabilities{}
 	p.NoNewPrivileges = true
 	p.OOMScoreAdj = oomScoreAdj(pauseOOMScoreAdj, in.Host)
@@ -33,9 +35,20 @@ func BuildPause(in Input) (*specs.Spec, error) {
 	if ownCgroupNamespace(in) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
+	if err := setUserns(s, in); err != nil {
+		return nil, err
+	}
 	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: allAccess}}}
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMaskedPaths(), defaultReadonlyPaths()
 	in.Confinement.apply(s)
 	s.Annotations = podAnnotations(in.Pod, "sandbox")
 	return s, nil
+}
+
+// pauseIdentity is nobody, or root without any capability where the pod's user namespace has no such id.
+func pauseIdentity(users fact.IDMap) specs.User {
+	if !mapped(users.UIDs, pauseUser) || !mapped(users.GIDs, pauseUser) {
+		return specs.User{AdditionalGids: []uint32{0}}
+	}
+	return specs.User{UID: pauseUser, GID: pauseUser, AdditionalGids: []uint32{pauseUser}}
 }

@@ -118,17 +118,7 @@ func validatePodNamespaces(o *runtime.NamespaceOption) error {
 	if p := o.GetPid(); p != runtime.NamespaceMode_CONTAINER && podLevel("pid", p) != nil {
 		return fmt.Errorf("%s.pid: a pod cannot have mode %v: %w", field, p, errdef.Invalid)
 	}
-	if o.GetUsernsOptions() == nil {
-		return nil // what a kubelet without user namespaces sends: the host's
-	}
-	switch mode := o.GetUsernsOptions().GetMode(); mode {
-	case runtime.NamespaceMode_NODE:
-		return nil
-	case runtime.NamespaceMode_POD:
-		return fmt.Errorf("%s.userns_options: pods with a user namespace: %w", field, errdef.Unsupported)
-	default:
-		return fmt.Errorf("%s.userns_options.mode: a pod cannot have mode %v: %w", field, mode, errdef.Invalid)
-	}
+	return validateUserns(o)
 }
 
 // podLevel refuses modes that make no sense for a namespace that all containers of a pod share.

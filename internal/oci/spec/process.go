@@ -26,6 +26,9 @@ func setProcess(s *specs.Spec, in Input) error {
 	if err != nil {
 		return err
 	}
+	if err := checkMapped(in.User, UserMap(in.Pod.Config)); err != nil {
+		return err
+	}
 	p := s.Process
 	p.Args = args
 	p.Cwd = dir

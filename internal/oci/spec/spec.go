@@ -23,6 +23,7 @@ type PodEnv struct {
 	NetNS        string
 	IPCNS        string
 	UTSNS        string
+	UserNS       string // its mappings are UserMap of Config
 	PIDNS        string // of the pause process; only where the pod shares its PID namespace
 	Hostname     string
 	HostnameFile string
@@ -109,7 +110,7 @@ func Build(in Input, edits ...Edit) (*specs.Spec, error) {
 	sc := securityContext(in.Config)
 	s.Root.Readonly = sc.GetReadonlyRootfs()
 	steps := []func(*specs.Spec, Input) error{
-		setProcess, setCapabilities, setNamespaces, setMounts, setPaths, setDevices, setResources, setAnnotations,
+		setProcess, setCapabilities, setNamespaces, setUserns, setMounts, setPaths, setDevices, setResources, setAnnotations,
 	}
 	for _, step := range steps {
 		if err := step(s, in); err != nil {

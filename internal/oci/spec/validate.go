@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -29,7 +30,7 @@ func ValidateContainer(c *runtime.ContainerConfig, pod *runtime.PodSandboxConfig
 		return err
 	}
 	for i, m := range c.GetMounts() {
-		if err := validateMount(m); err != nil {
+		if err := cmp.Or(validateMount(m), validateMountUserns(m, pod)); err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, m.GetContainerPath(), err)
 		}
 	}
@@ -91,8 +92,6 @@ func validateMount(m *runtime.Mount) error {
 		return fmt.Errorf("recursive_read_only needs readonly: %w", errdef.Invalid)
 	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
 		return fmt.Errorf("recursive_read_only needs propagation PROPAGATION_PRIVATE: %w", errdef.Invalid)
-	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return fmt.Errorf("uidMappings, gidMappings: mounts with mapped ids: %w", errdef.Unsupported)
 	}
 	for _, o := range m.GetMountOptions() {
 		if o != "noexec" && o != "nodev" && o != "nosuid" {
@@ -135,10 +134,10 @@ func validateContainerSecurity(sc *runtime.LinuxContainerSecurityContext, pod *r
 			return fmt.Errorf("linux.security_context: masked or read-only path %q is not absolute: %w", p, errdef.Invalid)
 		}
 	}
-	return validateContainerNamespaces(sc.GetNamespaceOptions())
+	return validateContainerNamespaces(sc.GetNamespaceOptions(), pod)
 }
 
-func validateContainerNamespaces(o *runtime.NamespaceOption) error {
+func validateContainerNamespaces(o *runtime.NamespaceOption, pod *runtime.PodSandboxConfig) error {
 	if err := podLevel("network", o.GetNetwork()); err != nil {
 		return err
 	}
@@ -152,10 +151,7 @@ func validateContainerNamespaces(o *runtime.NamespaceOption) error {
 	if o.GetPid() == runtime.NamespaceMode_TARGET && o.GetTargetId() == "" {
 		return fmt.Errorf("%s.target_id is empty with pid mode TARGET: %w", field, errdef.Invalid)
 	}
-	if u := o.GetUsernsOptions(); u != nil && u.GetMode() != runtime.NamespaceMode_NODE {
-		return fmt.Errorf("%s.userns_options: containers with a user namespace: %w", field, errdef.Unsupported)
-	}
-	return nil
+	return validateContainerUserns(o, pod)
 }
 
 // validateUser holds for the CRI alone: the image's User does not make up for a missing run_as_user.

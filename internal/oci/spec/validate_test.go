@@ -59,7 +59,7 @@ func TestValidateContainerRefuses(t *testing.T) {
 		{"host_path and image", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", Image: &runtime.ImageSpec{Image: "i"}})},
 		{"recursive_read_only needs readonly", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", RecursiveReadOnly: true})},
 		{"recursive_read_only needs propagation", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", RecursiveReadOnly: true, Readonly: true, Propagation: bidirectional})},
-		{"uidMappings", errdef.Unsupported, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", UidMappings: []*runtime.IDMapping{{}}})},
+		{"uidMappings", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", UidMappings: []*runtime.IDMapping{{}}})},
 		{`mount_options "suid"`, errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", MountOptions: []string{"suid"}})},
 		{"devices[0]", errdef.Invalid, func(c *config) { c.Devices = []*runtime.Device{{HostPath: "dev/x", ContainerPath: "/dev/x"}} }},
 		{"devices[0].permissions", errdef.Invalid, func(c *config) {
@@ -90,7 +90,7 @@ func TestValidateContainerRefusesSecurityAndResources(t *testing.T) {
 		{"namespace_options.ipc", errdef.Invalid, options(&runtime.NamespaceOption{Ipc: target})},
 		{"target_id", errdef.Invalid, options(&runtime.NamespaceOption{Pid: target})},
 		{"namespace_options.pid", errdef.Invalid, options(&runtime.NamespaceOption{Pid: 9})},
-		{"userns_options", errdef.Unsupported, options(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{}})},
+		{"userns_options", errdef.Invalid, options(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{}})},
 		{"linux.resources.cpu_period", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuPeriod: -1})},
 		{"linux.resources.cpu_quota", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuQuota: -2})},
 		{"linux.resources.cpu_shares", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuShares: -1})},
@@ -133,7 +133,7 @@ func TestValidatePodRefuses(t *testing.T) {
 		{"namespace_options.network", errdef.Invalid, options(&runtime.NamespaceOption{Network: ownPID})},
 		{"namespace_options.ipc", errdef.Invalid, options(&runtime.NamespaceOption{Ipc: target})},
 		{"namespace_options.pid", errdef.Invalid, options(&runtime.NamespaceOption{Pid: target})},
-		{"userns_options", errdef.Unsupported, options(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{}})},
+		{"userns_options", errdef.Invalid, options(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{}})},
 		{"userns_options.mode", errdef.Invalid, options(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Mode: target}})},
 		{"cgroup_parent", errdef.Invalid, func(c *config) { c.Linux = &runtime.LinuxPodSandboxConfig{CgroupParent: "/a/../.."} }},
 		{"linux.resources.cpu_shares", errdef.Invalid, func(c *config) {

@@ -1,0 +1,275 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// Owner is in whose user namespace files are used. The zero value is the host's, where nothing is mapped.
+type Owner struct {
+	UserNS   string // path of the namespace
+	UID, GID int    // its root, as the host has it
+}
+
+// mappedPrefix begins the names of directories in MountDir; no id begins with a dot.
+const mappedPrefix = ".mapped-"
+
+// MapMount makes the file or directory source, and what is mounted below it, appear at the path that it answers, with
+// the ids of owner: what source's own files have as 0 is owner's root there, and what is written there as owner's root
+// is 0 on the disk. What is mounted below source keeps its own ids. It stays until Unmap or Remove of id; each call
+// makes another. Mounts that come to source later reach it, those made in it stay in it.
+//
+// Unsupported: the filesystem of source cannot map ids.
+func (r *Rootfs) MapMount(_ context.Context, id, source string, owner Owner) (string, error) {
+	p, err := r.place(id)
+	if err != nil {
+		return "", err
+	}
+	users, err := os.Open(owner.UserNS)
+	if err != nil {
+		return "", fmt.Errorf("map the ids of %s: %w", source, err)
+	}
+	defer users.Close()
+	target, err := mappedTarget(p.mapped, source)
+	if err == nil {
+		err = mapTree(source, target, unix.AT_RECURSIVE, users)
+	}
+	if err != nil {
+		return "", fmt.Errorf("map the ids of %s: %w", source, err)
+	}
+	return target, nil
+}
+
+// MapImage mounts the image, to be read, with the ids of owner at the path that it answers. It stays until Unmap or
+// Remove of id; each call makes another.
+func (r *Rootfs) MapImage(ctx context.Context, id, imageID string, owner Owner) (string, error) {
+	p, err := r.place(id)
+	if err != nil {
+		return "", err
+	}
+	lower, err := r.images.Layers(ctx, imageID)
+	if err != nil {
+		return "", fmt.Errorf("mount image: %w", err)
+	}
+	if missing := 2 - len(lower); missing > 0 {
+		lower = append(lower, r.fillers()[:missing]...)
+	}
+	if lower, err = mapLayers(p.mapped, lower, owner); err != nil {
+		return "", fmt.Errorf("mount image %s: %w", imageID, err)
+	}
+	target, err := mappedTarget(p.mapped, lower[0])
+	if err == nil {
+		err = r.mount(overlay{lower: lower, target: target})
+	}
+	if err != nil {
+		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))
+	}
+	return target, nil
+}
+
+// Unmap takes away what MapMount and MapImage made for id; containers that have mounted it keep it. It may be repeated.
+func (r *Rootfs) Unmap(id string) error {
+	p, err := r.place(id)
+	if err != nil {
+		return err
+	}
+	if err := unmap(p.mapped); err != nil {
+		return fmt.Errorf("unmap ids for %s: %w", id, err)
+	}
+	return nil
+}
+
+// ProbeMapped tries whether root filesystems can have mapped ids here, and whether files of dirs can. Unsupported, with
+// the reason, when not.
+func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (err error) {
+	p := r.at(probeName)
+	clear := func() error { return errors.Join(unmap(p.mapped), unmount(p.target), os.RemoveAll(p.dir)) }
+	if err := clear(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, clear()) }()
+	if err := r.mountAt(p, []string{filepath.Join(r.cfg.Dir, emptyName)}, owner); err != nil {
+		return fmt.Errorf("an overlay of layers with mapped ids (Linux 5.19): %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(p.target, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: p.target, Err: err}
+	}
+	if int(st.Uid) != owner.UID || int(st.Gid) != owner.GID {
+		return fmt.Errorf("an overlay of layers with mapped ids shows owner %d:%d, not %d:%d: %w", st.Uid, st.Gid, owner.UID, owner.GID, errdef.Unsupported)
+	}
+	users, err := os.Open(owner.UserNS)
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	for _, dir := range dirs {
+		target, err := mappedTarget(p.mapped, dir)
+		if err == nil {
+			err = mapTree(dir, target, 0, users)
+		}
+		if err != nil {
+			return fmt.Errorf("map the ids of %s: %w", dir, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// unmapAll takes away what an earlier life left mounted for containers that it was making.
+func (r *Rootfs) unmapAll() error {
+	names, err := entryNames(r.cfg.MountDir)
+	for _, name := range names {
+		if strings.HasPrefix(name, mappedPrefix) {
+			err = errors.Join(err, unmap(filepath.Join(r.cfg.MountDir, name)))
+		}
+	}
+	return err
+}
+
+// unmap unmounts all that is mounted in dir and removes it. It may be repeated.
+func unmap(dir string) error {
+	names, err := entryNames(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, name := range names {
+		err = errors.Join(err, unmount(filepath.Join(dir, name)))
+	}
+	return errors.Join(err, ignoreAbsent(os.Remove(dir)))
+}
+
+// mapLayers mounts the directories that layers lie in, with mapped ids, below dir, and answers the layers' paths there.
+// Layers of one store lie side by side, so that one mount serves them all.
+func mapLayers(dir string, layers []string, owner Owner) ([]string, error) {
+	users, err := os.Open(owner.UserNS)
+	if err != nil {
+		return nil, fmt.Errorf("open user namespace: %w", err)
+	}
+	defer users.Close()
+	at := map[string]string{} // where a directory is mounted
+	var mapped []string
+	for _, layer := range layers {
+		base, err := baseOf(layer)
+		if err != nil {
+			return nil, err
+		}
+		if at[base] == "" {
+			target, err := mappedTarget(dir, base)
+			if err != nil {
+				return nil, err
+			}
+			if err := mapTree(base, target, 0, users); err != nil {
+				return nil, fmt.Errorf("map the ids of layers in %s: %w", base, err)
+			}
+			at[base] = target
+		}
+		mapped = append(mapped, filepath.Join(at[base], strings.TrimPrefix(layer, base)))
+	}
+	return mapped, nil
+}
+
+// baseOf is the directory two above the layer, where stores have their layers, or less when those are other mounts.
+func baseOf(layer string) (string, error) {
+	base := filepath.Clean(layer)
+	on, err := mountOf(base)
+	if err != nil {
+		return "", err
+	}
+	for range 2 {
+		up, err := mountOf(filepath.Dir(base))
+		if err != nil {
+			return "", err
+		}
+		if up != on {
+			break
+		}
+		base = filepath.Dir(base)
+	}
+	return base, nil
+}
+
+// mountOf answers the id of the mount that path is on.
+func mountOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: path, Err: err}
+	}
+	return st.Mnt_id, nil
+}
+
+// mappedTarget makes a mount point for source in dir.
+func mappedTarget(dir, source string) (string, error) {
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	info, err := os.Lstat(source)
+	if err != nil {
+		return "", err
+	}
+	names, err := entryNames(dir)
+	if err != nil {
+		return "", err
+	}
+	target := filepath.Join(dir, strconv.Itoa(len(names)))
+	if info.IsDir() {
+		return target, os.Mkdir(target, 0o700)
+	}
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
+	if err != nil {
+		return "", err
+	}
+	return target, f.Close()
+}
+
+// mapTree mounts a copy of source at target: with mounts below it when recurse is AT_RECURSIVE. It follows no symbolic
+// link at the end of source.
+func mapTree(source, target string, recurse uint, users *os.File) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|recurse)
+	if err != nil {
+		return fmt.Errorf("copy mount: %w", kernelLacks(err))
+	}
+	defer unix.Close(tree)
+	slave := unix.MountAttr{Propagation: unix.MS_SLAVE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|recurse, &slave); err != nil {
+		return fmt.Errorf("set propagation: %w", kernelLacks(err))
+	}
+	mapped := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users.Fd())}
+	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &mapped)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("its filesystem, %s, cannot map ids on this kernel, or has mapped ids already: %w", typeOf(tree), errdef.Unsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("set id mapping: %w", kernelLacks(err))
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount at %s: %w", target, err)
+	}
+	return nil
+}
+
+// kernelLacks gives a system call that is not there its kind.
+func kernelLacks(err error) error {
+	if errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("mapped ids need Linux 5.12: %w", errdef.Unsupported)
+	}
+	return err
+}
+
+// typeOf names the type of a filesystem by its magic number.
+func typeOf(fd int) string {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return "of unknown type"
+	}
+	return fmt.Sprintf("of type %#x", st.Type)
+}
