@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // sunPath is the longest path that the kernel takes for a unix socket, in bytes.
@@ -35,6 +37,7 @@ func (c Config) check(from origin) []error {
 	k.cgroupParent(c.CgroupParent)
 	k.sysctls(c.DefaultSysctls)
 	k.network(c.Network)
+	k.streaming(c.Streaming)
 	k.runtimes(c)
 	for _, name := range c.Images.Pinned {
 		if name == "" || strings.ContainsAny(name, " *?[") {
@@ -136,6 +139,27 @@ func (k *checker) network(n Network) {
 	}
 	for _, dir := range n.BinDirs {
 		k.absolute("network.bin_dirs", dir)
+	}
+}
+
+func (k *checker) streaming(s Streaming) {
+	if net.ParseIP(s.Address) == nil {
+		k.fault("streaming.address", "%q is no IP address, such as 127.0.0.1 or ::1", s.Address)
+	}
+	if s.Port < 0 || s.Port > 65535 {
+		k.fault("streaming.port", "%d must be between 1 and 65535, or 0 for one that is free", s.Port)
+	}
+	k.absoluteOrEmpty("streaming.tls_cert", s.TLSCert)
+	k.absoluteOrEmpty("streaming.tls_key", s.TLSKey)
+	k.absoluteOrEmpty("streaming.tls_client_ca", s.TLSClientCA)
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		k.fault("streaming.tls_key", "tls_cert and tls_key go together: set both or none")
+	}
+	if s.TLSClientCA != "" && s.TLSCert == "" {
+		k.fault("streaming.tls_client_ca", "clients can be asked for certificates only over TLS: set tls_cert and tls_key")
+	}
+	if d, err := time.ParseDuration(s.IdleTimeout); err != nil || d <= 0 {
+		k.fault("streaming.idle_timeout", `%q is no duration, such as "4h" or "90s"`, s.IdleTimeout)
 	}
 }
 

@@ -9,21 +9,27 @@ const DefaultPath = "/etc/crid/crid.toml"
 
 // Config is every option. conf/crid.toml documents each of them; a test holds the two together.
 type Config struct {
-	Root           string   `toml:"root"`
-	Runroot        string   `toml:"runroot"`
-	Socket         string   `toml:"socket"`
-	DebugSocket    string   `toml:"debug_socket"`
-	LogLevel       string   `toml:"log_level"`
-	LogFormat      string   `toml:"log_format"`
+	Root    string `toml:"root"`
+	Runroot string `toml:"runroot"`
+	Socket  string `toml:"socket"`
+	Diagnosis
 	Conmon         string   `toml:"conmon"`
 	DefaultRuntime string   `toml:"default_runtime"`
 	CgroupDriver   string   `toml:"cgroup_driver"`
 	CgroupParent   string   `toml:"cgroup_parent"`
 	DefaultSysctls []string `toml:"default_sysctls"`
 	Additions
-	Network  Network            `toml:"network"`
-	Images   Images             `toml:"images"`
-	Runtimes map[string]Runtime `toml:"runtimes"`
+	Network   Network            `toml:"network"`
+	Images    Images             `toml:"images"`
+	Streaming Streaming          `toml:"streaming"`
+	Runtimes  map[string]Runtime `toml:"runtimes"`
+}
+
+// Diagnosis says how crid tells what it does. Its options stand beside those of Config, in no table.
+type Diagnosis struct {
+	DebugSocket string `toml:"debug_socket"`
+	LogLevel    string `toml:"log_level"`
+	LogFormat   string `toml:"log_format"`
 }
 
 // Additions says where the node keeps what its containers may be given: profiles, devices, hooks. Its options stand
@@ -52,6 +58,16 @@ type Images struct {
 	ImageVolumes      string   `toml:"image_volumes"`
 }
 
+// Streaming says where exec, attach and port-forward are served.
+type Streaming struct {
+	Address     string `toml:"address"`
+	Port        int    `toml:"port"`
+	TLSCert     string `toml:"tls_cert"`
+	TLSKey      string `toml:"tls_key"`
+	TLSClientCA string `toml:"tls_client_ca"`
+	IdleTimeout string `toml:"idle_timeout"`
+}
+
 // Runtime is one handler that a pod can ask for by name.
 type Runtime struct {
 	Path               string   `toml:"path"`
@@ -65,8 +81,7 @@ func Default() Config {
 		Root:           "/var/lib/crid",
 		Runroot:        "/run/crid",
 		Socket:         "/run/crid/crid.sock",
-		LogLevel:       "info",
-		LogFormat:      "text",
+		Diagnosis:      Diagnosis{LogLevel: "info", LogFormat: "text"},
 		Conmon:         "conmon",
 		CgroupDriver:   "cgroupfs",
 		CgroupParent:   "/crid",
@@ -80,7 +95,8 @@ func Default() Config {
 			BinDirs:  []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
 			NetnsDir: "/run/netns",
 		},
-		Images: Images{Pinned: []string{}, ImageVolumes: "bind"},
+		Images:    Images{Pinned: []string{}, ImageVolumes: "bind"},
+		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: "4h"},
 		Runtimes: map[string]Runtime{
 			"crun": {Path: "crun", AllowedAnnotations: []string{}},
 			"runc": {Path: "runc", AllowedAnnotations: []string{}},

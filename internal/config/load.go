@@ -161,8 +161,11 @@ func fields(v reflect.Value) map[string]reflect.Value {
 }
 
 func kindName(v reflect.Value) string {
-	if v.Kind() == reflect.Slice {
+	switch v.Kind() {
+	case reflect.Slice:
 		return `a list of strings: ["..."]`
+	case reflect.Int:
+		return "a whole number"
 	}
 	return `a string: "..."`
 }
