@@ -1,0 +1,132 @@
+package stream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// tracked is a listener whose connections the server knows.
+type tracked struct {
+	net.Listener
+	server *Server
+}
+
+func (t tracked) Accept() (net.Conn, error) {
+	for {
+		accepted, err := t.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c := &conn{Conn: accepted, server: t.server, gone: make(chan struct{})}
+		if t.server.admit(c) {
+			return c, nil
+		}
+		_ = accepted.Close() // the server closes; Accept fails next
+	}
+}
+
+func (s *Server) admit(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.conns[c] = true
+	return true
+}
+
+func (s *Server) forget(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// conn is a client's connection. Nobody owns it alone: whoever finds that it is over closes it.
+type conn struct {
+	net.Conn
+	server   *Server
+	hijacked atomic.Bool // it carries streams, no longer HTTP
+	once     sync.Once
+	gone     chan struct{} // closed by Close
+	err      error         // of Close; read only after gone
+}
+
+// Close ends the connection and all that goes on over it. Repeatable.
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		c.err = c.Conn.Close()
+		c.server.forget(c)
+		close(c.gone)
+	})
+	return c.err
+}
+
+// watch closes c as soon as the client is gone, whether or not anybody reads from c: a client's input that a
+// process does not read keeps all else of the connection from being read. A client that has sent the last of its
+// bytes is gone: in neither protocol does the connection carry on in one direction.
+func (c *conn) watch() error {
+	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	fd := -1
+	failed := raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(failed, err); err != nil {
+		return err
+	}
+	// A descriptor of its own, or waiting would keep others from reading. The socket is nonblocking, so waiting costs
+	// no thread.
+	view := os.NewFile(uintptr(fd), "connection")
+	watching, err := view.SyscallConn()
+	if err != nil {
+		return errors.Join(err, view.Close())
+	}
+	go func() { // ends with the connection
+		<-c.gone
+		_ = view.Close() // nothing was written; ends the wait below
+	}()
+	go func() { // ends with the client, or the connection
+		if watching.Read(func(fd uintptr) bool { return hungUp(int(fd)) }) == nil {
+			_ = c.Close() // the client cannot hear why
+		}
+	}()
+	return nil
+}
+
+// hungUp tells whether the other end of a socket sends no more.
+func hungUp(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0
+}
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
+// withConn notes the connection for its requests.
+func withConn(ctx context.Context, nc net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, bare(nc))
+}
+
+// noteHijack notes that a connection has been taken over from HTTP.
+func noteHijack(nc net.Conn, state http.ConnState) {
+	if state == http.StateHijacked {
+		bare(nc).hijacked.Store(true)
+	}
+}
+
+// bare is the connection below TLS, if that is in between. All of them come from tracked.
+func bare(nc net.Conn) *conn {
+	if encrypted, ok := nc.(*tls.Conn); ok {
+		nc = encrypted.NetConn()
+	}
+	return nc.(*conn)
+}

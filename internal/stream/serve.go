@@ -1,0 +1,193 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/utils/exec"
+
+	"github.com/crid/crid/internal/fact"
+)
+
+// creationWait is how long a client may take to open the streams that it asked for.
+const creationWait = remotecommand.DefaultStreamCreationTimeout
+
+// handler answers the URLs that were issued, and nothing else.
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, verb := range []string{"exec", "attach", "portforward"} {
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			mux.HandleFunc(method+" /"+verb+"/{token}", func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, verb) })
+		}
+	}
+	return mux
+}
+
+// serve answers one request. Its context ends when the client is gone, which HTTP does not tell once a connection has
+// been taken over.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
+	what, ok := s.tickets.redeem(r.PathValue("token"))
+	if !ok || verbOf(what) != verb {
+		http.NotFound(w, r)
+		return
+	}
+	if !s.begin() {
+		http.Error(w, errClosing.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer s.running.Done()
+	c := r.Context().Value(connKey{}).(*conn)
+	if err := c.watch(); err != nil {
+		http.Error(w, fmt.Sprintf("watch the connection: %v", err), http.StatusInternalServerError)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	go func() { // ends with the request
+		select {
+		case <-c.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	r = r.WithContext(ctx)
+	switch what := what.(type) {
+	case Exec:
+		s.serveExec(w, r, what)
+	case Attach:
+		s.serveAttach(w, r, what)
+	case PortForward:
+		s.servePortForward(w, r, what)
+	}
+	// What the protocols leave open, when a client has not opened its streams in time, would stay until it goes.
+	if c.hijacked.Load() {
+		_ = c.Close() // the last word has been written
+	}
+}
+
+// verbOf is the verb of the URLs that stand for what.
+func verbOf(what any) string {
+	switch what.(type) {
+	case Exec:
+		return "exec"
+	case Attach:
+		return "attach"
+	}
+	return "portforward"
+}
+
+func (w Want) options() *remotecommand.Options {
+	return &remotecommand.Options{Stdin: w.Stdin, Stdout: w.Stdout, Stderr: w.Stderr, TTY: w.TTY}
+}
+
+func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, e Exec) {
+	remotecommand.ServeExec(w, r, execution{s, e}, "", "", e.Container, e.Cmd, e.options(),
+		s.cfg.IdleTimeout, creationWait, remotecommand.SupportedStreamingProtocols)
+}
+
+func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, a Attach) {
+	remotecommand.ServeAttach(w, r, attachment{s, a}, "", "", a.Container, a.options(),
+		s.cfg.IdleTimeout, creationWait, remotecommand.SupportedStreamingProtocols)
+}
+
+func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, p PortForward) {
+	forward := forwarder(func(pod string, port int32, stream io.ReadWriteCloser) error {
+		return s.forward(r.Context(), pod, port, stream)
+	})
+	portforward.ServePortForward(w, r, forward, p.Pod, "", &portforward.V4Options{Ports: p.Ports},
+		s.cfg.IdleTimeout, creationWait, portforward.SupportedProtocols)
+}
+
+// execution is one Exec as the protocols call it.
+type execution struct {
+	server *Server
+	exec   Exec
+}
+
+// ExecInContainer implements remotecommand.Executor, which has as many parameters as this.
+func (x execution) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	streams := x.exec.streams(in, out, errs)
+	streams.Resize = latest(ctx, resize)
+	code, err := x.server.deps.Containers.Exec(ctx, x.exec.Container, x.exec.Cmd, x.exec.TTY, streams)
+	switch {
+	case ctx.Err() != nil: // nobody is there to hear
+		x.server.deps.Log.Debug("exec: the client is gone", "container", x.exec.Container, "err", err)
+		return nil
+	case err != nil:
+		x.server.deps.Log.Info("exec failed", "container", x.exec.Container, "err", err)
+		return err
+	case code != 0:
+		return exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
+	}
+	return nil
+}
+
+// attachment is one Attach as the protocols call it.
+type attachment struct {
+	server *Server
+	attach Attach
+}
+
+// AttachContainer implements remotecommand.Attacher, which has as many parameters as this.
+func (a attachment) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	streams := a.attach.streams(in, out, errs)
+	streams.Resize = latest(ctx, resize)
+	err := a.server.deps.Containers.Attach(ctx, a.attach.Container, streams)
+	if ctx.Err() != nil { // nobody is there to hear
+		a.server.deps.Log.Debug("attach: the client is gone", "container", a.attach.Container, "err", err)
+		return nil
+	}
+	if err != nil {
+		a.server.deps.Log.Info("attach failed", "container", a.attach.Container, "err", err)
+	}
+	return err
+}
+
+// streams is what the client was promised of what the protocol hands over: a WebSocket has all of them, and a client
+// may open others than it asked for.
+func (w Want) streams(in io.Reader, out, errs io.WriteCloser) Streams {
+	var s Streams
+	if w.Stdin && in != nil {
+		s.Stdin = in
+	}
+	if w.Stdout && out != nil {
+		s.Stdout = out
+	}
+	if w.Stderr && errs != nil {
+		s.Stderr = errs
+	}
+	return s
+}
+
+// latest hands on the sizes of a terminal, of which only the last counts. They are read whether or not there is a
+// terminal: unread ones hold a client's other streams.
+func latest(ctx context.Context, sizes <-chan remotecommand.TerminalSize) <-chan fact.WindowSize {
+	if sizes == nil {
+		return nil
+	}
+	out := make(chan fact.WindowSize, 1)
+	go func() { // ends with the client's sizes, or with ctx
+		defer close(out)
+		for {
+			select {
+			case size, ok := <-sizes:
+				if !ok {
+					return
+				}
+				select {
+				case <-out:
+				default:
+				}
+				out <- fact.WindowSize{Rows: size.Height, Columns: size.Width}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
