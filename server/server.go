@@ -54,6 +54,7 @@ type Deps struct {
 	Rootfs     Rootfs
 	Events     Events
 	Stats      Stats
+	Streams    Streams
 	Network    func() fact.Condition // never waits
 	Info       func() map[string]any // for Status verbose: what an operator may want to know, as JSON values
 	Log        *slog.Logger
@@ -68,6 +69,7 @@ type Server struct {
 	rootfs     Rootfs
 	events     Events
 	stats      Stats
+	streams    Streams
 	network    func() fact.Condition
 	info       func() map[string]any
 	log        *slog.Logger
@@ -88,6 +90,7 @@ func New(d Deps) *Server {
 		rootfs:     d.Rootfs,
 		events:     d.Events,
 		stats:      d.Stats,
+		streams:    d.Streams,
 		network:    d.Network,
 		info:       d.Info,
 		log:        d.Log,

@@ -63,7 +63,11 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		return errors.Join(err, l.Close())
 	}
 	r.load(ctx)
-	s, err := newServer(r)
+	streams, err := openStreams(ctx, r)
+	if err != nil {
+		return errors.Join(err, l.Close(), r.close(ctx))
+	}
+	s, err := newServer(r, streams)
 	if err != nil {
 		return errors.Join(err, l.Close(), r.close(ctx))
 	}

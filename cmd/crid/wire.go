@@ -20,11 +20,12 @@ import (
 	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/sandbox"
 	"github.com/crid/crid/internal/stats"
+	"github.com/crid/crid/internal/stream"
 	"github.com/crid/crid/server"
 )
 
 // newServer joins the rooms to a server.
-func newServer(r *rooms) (*server.Server, error) {
+func newServer(r *rooms, streams *stream.Server) (*server.Server, error) {
 	inForce, err := asJSON(r.cfg)
 	if err != nil {
 		return nil, err
@@ -36,6 +37,7 @@ func newServer(r *rooms) (*server.Server, error) {
 		Images:     r.images,
 		Rootfs:     r.rootfs,
 		Events:     r.events,
+		Streams:    streams,
 		Stats:      r.openStats(),
 		Network:    r.network.Condition,
 		Info:       func() map[string]any { return r.info(inForce) },
