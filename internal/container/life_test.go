@@ -98,20 +98,11 @@ func TestALife(t *testing.T) {
 		if err != nil || string(out.Stdout) != "echo hi" {
 			t.Errorf("exec: %q, %v", out.Stdout, err)
 		}
-		var streamed bytes.Buffer
-		if code, err := c.Stream(t.Context(), []string{"echo", "ho"}, true, oci.Streams{Stdout: &streamed}); err != nil || code != 0 || streamed.String() != "echo ho" {
-			t.Errorf("stream: %d, %q, %v", code, &streamed, err)
-		}
-		attached := make(chan error, 1)
-		go func() { attached <- c.Attach(t.Context(), monitor.Streams{}) }() // ends with the container
 		if err := c.ReopenLog(t.Context()); err != nil {
 			t.Error(err)
 		}
 		if err := c.Stop(t.Context(), time.Minute); err != nil {
 			t.Fatal(err)
-		}
-		if err := <-attached; err != nil {
-			t.Errorf("attach: %v", err)
 		}
 		s := c.Status()
 		if s.State != Exited || s.ExitCode != 143 || s.Reason != ReasonError || s.PID != 0 {
@@ -129,9 +120,6 @@ func TestALife(t *testing.T) {
 		}
 		_, err = c.Exec(t.Context(), []string{"echo"}, 0, 100)
 		wantKind(t, err, errdef.WrongState)
-		_, err = c.Stream(t.Context(), []string{"echo"}, false, oci.Streams{})
-		wantKind(t, err, errdef.WrongState)
-		wantKind(t, c.Attach(t.Context(), monitor.Streams{}), errdef.WrongState)
 		for range 2 {
 			if err := c.Remove(t.Context()); err != nil {
 				t.Fatalf("remove: %v", err)
@@ -139,6 +127,36 @@ func TestALife(t *testing.T) {
 		}
 		_, err = m.Get(c.ID())
 		wantKind(t, err, errdef.NotFound)
+		h.wantNothingLeft(m)
+	})
+}
+
+func TestStreamsReachTheContainerThatRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		c := mustCreate(t, m, h.request("web"))
+		_, err := c.Stream(t.Context(), []string{"echo"}, false, oci.Streams{})
+		wantKind(t, err, errdef.WrongState)
+		wantKind(t, c.Attach(t.Context(), monitor.Streams{}), errdef.WrongState)
+		if err := c.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var streamed bytes.Buffer
+		code, err := c.Stream(t.Context(), []string{"echo", "ho"}, true, oci.Streams{Stdout: &streamed})
+		if err != nil || code != 0 || streamed.String() != "echo ho" {
+			t.Errorf("stream: %d, %q, %v", code, &streamed, err)
+		}
+		attached := make(chan error, 1)
+		go func() { attached <- c.Attach(t.Context(), monitor.Streams{}) }() // ends with the container
+		if err := c.Stop(t.Context(), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-attached; err != nil {
+			t.Errorf("attach: %v", err)
+		}
+		if err := c.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
 		h.wantNothingLeft(m)
 	})
 }
