@@ -80,6 +80,8 @@ func validateMount(m *runtime.Mount) error {
 	switch {
 	case !path.IsAbs(m.GetContainerPath()) || climbs(m.GetContainerPath()) || path.Clean(m.GetContainerPath()) == "/":
 		return fmt.Errorf("container_path is not an absolute path below /: %w", errdef.Invalid)
+	case strings.ContainsRune(m.GetContainerPath(), 0):
+		return fmt.Errorf("container_path %q has a NUL byte: %w", m.GetContainerPath(), errdef.Invalid)
 	case m.GetImage().GetImage() == "" && !path.IsAbs(m.GetHostPath()):
 		return fmt.Errorf("host_path %q is not an absolute path: %w", m.GetHostPath(), errdef.Invalid)
 	case climbs(m.GetHostPath()):

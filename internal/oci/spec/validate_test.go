@@ -55,6 +55,7 @@ func TestValidateContainerRefuses(t *testing.T) {
 		{"container_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a/../b", HostPath: "/x"})},
 		{"host_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a"})},
 		{"host_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x/../etc"})},
+		{"container_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a\x00b", HostPath: "/x"})},
 		{"image_sub_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", ImageSubPath: "y"})},
 		{"host_path and image", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", Image: &runtime.ImageSpec{Image: "i"}})},
 		{"recursive_read_only needs readonly", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", RecursiveReadOnly: true})},
