@@ -75,8 +75,8 @@ func (c *Container) relabel(_ context.Context, in *spec.Input) error {
 		return nil
 	}
 	for i, m := range in.Mounts {
-		if !m.GetSelinuxRelabel() {
-			continue
+		if !m.GetSelinuxRelabel() || m.GetImage().GetImage() != "" {
+			continue // an image is not written, not even by crid
 		}
 		if err := c.m.deps.Security.Relabel(m.Source, labels.Mount); err != nil {
 			return fmt.Errorf("mounts[%d] (%s): selinux_relabel: %w", i, m.GetContainerPath(), err)

@@ -51,6 +51,8 @@ func TestModulesConfineContainers(t *testing.T) {
 			{HostPath: dir, ContainerPath: "/a", SelinuxRelabel: true},
 			{HostPath: "/usr", ContainerPath: "/b"},
 		}
+		r = r.withData("")
+		r.Config.Mounts[2].SelinuxRelabel = true
 		r.Config.Linux.SecurityContext.ApparmorProfile = "old"
 		r.Config.Linux.SecurityContext.Apparmor = &runtime.SecurityProfile{LocalhostRef: "new"}
 		return r
