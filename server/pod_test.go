@@ -55,6 +55,16 @@ func TestAPodRunsStopsAndIsRemoved(t *testing.T) {
 	}
 }
 
+func TestAUserNamespaceNeedsAHandlerThatHasThem(t *testing.T) {
+	h := newHouse(t)
+	ids := []*runtime.IDMapping{{HostId: 100000, Length: 65536}}
+	config := podConfig("a")
+	config.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{
+		UsernsOptions: &runtime.UserNamespace{Uids: ids, Gids: ids}}}}
+	_, err := h.runtime.RunPodSandbox(t.Context(), &runtime.RunPodSandboxRequest{Config: config})
+	codeOf(t, err, codes.Unimplemented, "userns_options: handler crun")
+}
+
 func TestPodStatusShowsPodNetworkAndContainers(t *testing.T) {
 	h := newHouse(t)
 	config := podConfig("a")

@@ -103,6 +103,9 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return fmt.Errorf("write pod file: %w", kindOf(err))
 		}
+		if want.UID == 0 && want.GID == 0 {
+			continue // as it was made
+		}
 		if err := os.Chown(path, want.UID, want.GID); err != nil {
 			return fmt.Errorf("give pod file to the pod: %w", err)
 		}
