@@ -154,6 +154,7 @@ func (r *rooms) openImages(ctx context.Context) error {
 	r.rootfs, err = storage.OpenRootfs(storage.RootfsConfig{
 		Dir:      filepath.Join(r.cfg.Root, "rootfs"),
 		MountDir: filepath.Join(r.cfg.Runroot, "rootfs"),
+		Label:    r.additions.security.FileLabel(),
 	}, r.images)
 	if err != nil {
 		return err
@@ -190,7 +191,11 @@ func (r *rooms) openContainers(context.Context) error {
 	}, r.cgroups)
 	r.onClose("monitors", func(context.Context) error { return launcher.Close() })
 	pauseRoot := filepath.Join(r.cfg.Root, "pause")
-	if err := pause.Install(pauseRoot); err != nil {
+	err = pause.Install(pauseRoot)
+	if err == nil {
+		err = r.additions.security.Relabel(pauseRoot, r.additions.security.FileLabel())
+	}
+	if err != nil {
 		r.warnings = append(r.warnings, fmt.Sprintf("pods that share their PID namespace cannot run: %v", err))
 	}
 	volumes, err := storage.OpenImageMounts(r.rootfs)

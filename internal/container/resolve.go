@@ -45,7 +45,9 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 		return nil, spec.User{}, err
 	}
 	c.at("mount root filesystem")
-	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID, ownerIn(r.Pod))
+	owner := ownerIn(r.Pod)
+	owner.Label = in.SELinux.Mount
+	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID, owner)
 	if err != nil {
 		return nil, spec.User{}, err
 	}

@@ -15,6 +15,7 @@ import (
 type Modules struct {
 	armor    appArmor // nil where the kernel does not enforce AppArmor
 	linux    seLinux  // nil where the kernel has no SELinux policy
+	files    string   // see FileLabel
 	warnings []string
 
 	mu   sync.Mutex     // guards pods
@@ -37,6 +38,9 @@ func (m *Modules) tryPolicy() {
 	process, file, err := m.linux.Fresh()
 	if err == nil && process != "" && file != "" {
 		m.linux.Release(process)
+		m.files, err = set(file, map[string]string{"level": "s0"})
+	}
+	if m.files != "" {
 		return
 	}
 	m.linux = nil
@@ -46,6 +50,9 @@ func (m *Modules) tryPolicy() {
 	}
 	m.warnings = append(m.warnings, warning)
 }
+
+// FileLabel is the label of files that every container may read; empty without SELinux.
+func (m *Modules) FileLabel() string { return m.files }
 
 // Warnings is what an operator should know of the start.
 func (m *Modules) Warnings() []string { return m.warnings }

@@ -306,8 +306,8 @@ func TestAPolicyWithoutContainers(t *testing.T) {
 	}
 	m, s := withPolicy()
 	m.tryPolicy()
-	if len(m.Warnings()) != 0 || len(s.taken) != 0 || m.linux == nil {
-		t.Errorf("warnings %q, taken %v", m.Warnings(), s.taken)
+	if len(m.Warnings()) != 0 || len(s.taken) != 0 || m.linux == nil || m.FileLabel() != "system_u:object_r:container_file_t:s0" {
+		t.Errorf("warnings %q, taken %v, label %q", m.Warnings(), s.taken, m.FileLabel())
 	}
 }
 

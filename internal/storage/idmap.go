@@ -19,6 +19,7 @@ import (
 type Owner struct {
 	UserNS   string // path of the namespace
 	UID, GID int    // its root, as the host has it
+	Label    string // SELinux label that all of a root filesystem has; empty = what each file has of its own
 }
 
 // mappedPrefix begins the names of directories in MountDir; no id begins with a dot.
@@ -69,7 +70,7 @@ func (r *Rootfs) MapImage(ctx context.Context, id, imageID string, owner Owner) 
 	}
 	target, err := mappedTarget(p.mapped, lower[0])
 	if err == nil {
-		err = r.mount(overlay{lower: lower, target: target})
+		err = r.mount(overlay{lower: lower, target: target, label: r.cfg.Label})
 	}
 	if err != nil {
 		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))

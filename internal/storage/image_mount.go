@@ -25,6 +25,7 @@ type ImageMounts struct {
 	empty  []string // lower directories that make up for layers: the kernel asks for two
 	images Layers
 	mount  mounter
+	label  string
 
 	mu    sync.Mutex // guards turns; nothing is waited for under it
 	turns map[string]*turn
@@ -47,6 +48,7 @@ func OpenImageMounts(r *Rootfs) (*ImageMounts, error) {
 		empty:  r.fillers(),
 		images: r.images,
 		mount:  r.mount,
+		label:  r.cfg.Label,
 		turns:  map[string]*turn{},
 	}
 	if err := os.Mkdir(m.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -91,7 +93,7 @@ func (m *ImageMounts) Mount(ctx context.Context, imageID string) (string, error)
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))
 	}
-	if err := m.mount(overlay{lower: lower, target: target}); err != nil {
+	if err := m.mount(overlay{lower: lower, target: target, label: m.label}); err != nil {
 		return "", errors.Join(fmt.Errorf("mount image %s: %w", imageID, err), ignoreAbsent(os.Remove(target)))
 	}
 	return target, nil

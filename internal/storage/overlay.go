@@ -21,6 +21,7 @@ type overlay struct {
 	upper  string
 	work   string
 	target string
+	label  string // SELinux label of all in it; empty = as the layers have it
 }
 
 // params are the overlay's directories under the names that fsconfig(2) has for them.
@@ -70,7 +71,11 @@ func mountByConfig(o overlay) error {
 		return os.NewSyscallError("fsopen overlay", err)
 	}
 	defer unix.Close(config)
-	for _, p := range append([][2]string{{"source", "overlay"}}, params...) {
+	params = append([][2]string{{"source", "overlay"}}, params...)
+	if o.label != "" {
+		params = append(params, [2]string{"context", o.label})
+	}
+	for _, p := range params {
 		if err := unix.FsconfigSetString(config, p[0], p[1]); err != nil {
 			return fmt.Errorf("overlay parameter %s=%s: %w%s", p[0], p[1], err, kernelSays(config))
 		}
@@ -126,6 +131,9 @@ func mountByOptions(o overlay) error {
 		options, lower = fmt.Sprintf("volatile,upperdir=%s,workdir=%s,", paths[0], paths[1]), paths[2:]
 	}
 	options += "lowerdir=" + strings.Join(lower, ":")
+	if o.label != "" {
+		options += `,context="` + o.label + `"` // quoted, since categories are separated by commas
+	}
 	if len(options) > optionsLimit {
 		return fmt.Errorf("image of %d layers: this kernel mounts about 200, one with the overlay parameter lowerdir+ has no such limit: %w", len(o.lower), errdef.Unsupported)
 	}
@@ -176,7 +184,7 @@ func (r *Rootfs) tryMounter(way mounter) error {
 		return err
 	}
 	probe := &Rootfs{cfg: r.cfg, mount: way}
-	if err := probe.mountAt(p, []string{filepath.Join(r.cfg.Dir, emptyName)}, Owner{}); err != nil {
+	if err := probe.mountAt(p, []string{filepath.Join(r.cfg.Dir, emptyName)}, Owner{Label: r.cfg.Label}); err != nil {
 		return err
 	}
 	return errors.Join(unmount(p.target), os.RemoveAll(p.dir))

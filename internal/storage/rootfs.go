@@ -28,6 +28,7 @@ type Layers interface {
 type RootfsConfig struct {
 	Dir      string // what containers write; on a filesystem that can be the upper of an overlay
 	MountDir string // mount points; on a filesystem that a reboot empties
+	Label    string // SELinux label of images that many containers read; empty = as their layers have it
 }
 
 // Rootfs makes root filesystems for containers: overlays of an image's layers and a directory of their own. All
@@ -187,21 +188,21 @@ func (r *Rootfs) build(p place, lower []string, owner Owner) error {
 		}
 	}
 	if owner.UserNS == "" {
-		return r.mountOverlay(p, lower)
+		return r.mountOverlay(p, lower, owner.Label)
 	}
 	// The overlay keeps copies of these mounts, so that they need not stay.
 	mapped, err := mapLayers(p.mapped, lower, owner)
 	if err == nil {
-		err = r.mountOverlay(p, mapped)
+		err = r.mountOverlay(p, mapped, owner.Label)
 	}
 	return errors.Join(err, unmap(p.mapped))
 }
 
-func (r *Rootfs) mountOverlay(p place, lower []string) error {
+func (r *Rootfs) mountOverlay(p place, lower []string, label string) error {
 	if err := copyAttributes(lower[0], p.upper); err != nil {
 		return err
 	}
-	return r.mount(overlay{lower: lower, upper: p.upper, work: p.work, target: p.target})
+	return r.mount(overlay{lower: lower, upper: p.upper, work: p.work, target: p.target, label: label})
 }
 
 // Unmount unmounts the root filesystem id and keeps what it holds. It may be repeated; one that is not mounted, or

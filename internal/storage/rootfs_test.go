@@ -59,6 +59,25 @@ func TestRootfsFailedMountLeavesNothing(t *testing.T) {
 	}
 }
 
+// Where there is no SELinux a label cannot be had, which is an error and not a mount without it.
+func TestRootfsLabels(t *testing.T) {
+	needRoot(t)
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		t.Skip("this host has SELinux")
+	}
+	const label = "system_u:object_r:container_file_t:s0:c1,c2"
+	r := openTestRootfs(t, layersOf{"img": {tree(t, "file")}})
+	for _, way := range []mounter{mountByConfig, mountByOptions} {
+		r.mount = way
+		if _, err := r.Mount(t.Context(), "a", "img", Owner{Label: label}); err == nil {
+			t.Error("mounted with a label that the kernel does not know")
+		}
+		if left := slices.Concat(namesIn(t, r.cfg.MountDir), idsOf(t, r)); len(left) > 0 {
+			t.Errorf("left %v", left)
+		}
+	}
+}
+
 func idsOf(t testing.TB, r rootfses) []string {
 	t.Helper()
 	ids, err := r.List()
