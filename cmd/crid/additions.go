@@ -4,18 +4,25 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/crid/crid/internal/cdi"
 	"github.com/crid/crid/internal/hooks"
 	"github.com/crid/crid/internal/lsm"
 )
 
 // additions is what the host adds to containers beside what the CRI asks for, and confines them with.
 type additions struct {
+	devices  *cdi.Registry
 	hooks    *hooks.Hooks
 	security *lsm.Modules
 }
 
 // openAdditions finds what the host adds to containers. Files with faults are told of, here and in Status.
 func (r *rooms) openAdditions(ctx context.Context) error {
+	var err error
+	if r.additions.devices, err = cdi.Open(r.cfg.CDISpecDirs); err != nil {
+		return err
+	}
+	r.onClose("CDI devices", func(context.Context) error { return r.additions.devices.Close() })
 	r.additions.hooks = hooks.New(r.cfg.HooksDirs)
 	r.additions.security = lsm.Open(ctx, r.host)
 	r.warnings = append(r.warnings, r.additions.security.Warnings()...)
@@ -28,6 +35,9 @@ func (r *rooms) openAdditions(ctx context.Context) error {
 // additionFaults is what is wrong now with the files of the host that add to containers.
 func (r *rooms) additionFaults() []string {
 	var faults []string
+	for _, fault := range r.additions.devices.Faults() {
+		faults = append(faults, "CDI description left out: "+fault)
+	}
 	if err := r.additions.hooks.Check(); err != nil {
 		faults = append(faults, fmt.Sprintf("containers cannot be created: %v", err))
 	}

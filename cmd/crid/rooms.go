@@ -221,7 +221,7 @@ func (r *rooms) openContainers(context.Context) error {
 			Roots:        []string{r.cfg.Root, r.cfg.Runroot},
 			PauseRoot:    pauseRoot,
 		},
-		Additions: container.Additions{Hooks: r.additions.hooks, Security: r.additions.security},
+		Additions: container.Additions{Devices: r.additions.devices, Hooks: r.additions.hooks, Security: r.additions.security},
 	})
 	r.sweeps = append(r.sweeps, func(ctx context.Context) []error { return r.containers.Collect(ctx, launcher.List) })
 	r.onClose("containers", r.containers.Close)

@@ -59,6 +59,7 @@ func (k *checker) paths(c Config) {
 	k.absolute("root", c.Root)
 	k.absolute("runroot", c.Runroot)
 	k.absolute("seccomp_dir", c.SeccompDir)
+	k.allAbsolute("cdi_spec_dirs", c.CDISpecDirs)
 	k.allAbsolute("hooks_dirs", c.HooksDirs)
 	k.socket("socket", c.Socket)
 	if c.DebugSocket != "" {

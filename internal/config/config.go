@@ -35,8 +35,9 @@ type Diagnosis struct {
 // Additions says where the node keeps what its containers may be given: profiles, devices, hooks. Its options stand
 // beside those of Config, in no table.
 type Additions struct {
-	SeccompDir string   `toml:"seccomp_dir"`
-	HooksDirs  []string `toml:"hooks_dirs"`
+	SeccompDir  string   `toml:"seccomp_dir"`
+	CDISpecDirs []string `toml:"cdi_spec_dirs"`
+	HooksDirs   []string `toml:"hooks_dirs"`
 }
 
 // Network says where CNI's configuration and plugins are.
@@ -87,8 +88,9 @@ func Default() Config {
 		CgroupParent:   "/crid",
 		DefaultSysctls: []string{"net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"},
 		Additions: Additions{
-			SeccompDir: "/var/lib/kubelet/seccomp",
-			HooksDirs:  []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
+			SeccompDir:  "/var/lib/kubelet/seccomp",
+			CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
+			HooksDirs:   []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
 		},
 		Network: Network{
 			ConfDir:  "/etc/cni/net.d",

@@ -1,10 +1,26 @@
 package container
 
 import (
+	"fmt"
 	"maps"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
+
+// addDevices adds what the vendors of the request's CDI devices say that they need.
+func (c *Container) addDevices(s *specs.Spec) error {
+	var names []string
+	for _, d := range c.config.GetCDIDevices() {
+		names = append(names, d.GetName())
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if err := c.m.deps.Devices.Inject(s, names); err != nil {
+		return fmt.Errorf("CDI_devices: %w", err)
+	}
+	return nil
+}
 
 // addHooks adds the hooks of the host's administrator, whose conditions see the pod's annotations and, over them,
 // the container's.

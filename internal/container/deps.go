@@ -38,6 +38,7 @@ type Deps struct {
 
 // Additions is what the host's administrator and vendors decide of containers, and no client.
 type Additions struct {
+	Devices  Devices
 	Hooks    Hooks
 	Security Security
 }
@@ -154,6 +155,11 @@ type Records interface {
 	Put(id string, rec Record) error
 	Delete(id string) error
 	All() iter.Seq2[state.Entry[Record], error]
+}
+
+// Devices knows the devices that vendors describe for the Container Device Interface.
+type Devices interface {
+	Inject(s *specs.Spec, names []string) error // Invalid, with its name, for one that is not described
 }
 
 // Hooks knows the programs that the host's administrator wants run along with containers.

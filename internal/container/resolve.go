@@ -60,7 +60,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 			return nil, spec.User{}, err
 		}
 	}
-	s, err := spec.Build(in, c.filter, c.addHooks(r.Pod.Config.GetAnnotations()))
+	s, err := spec.Build(in, c.filter, c.addDevices, c.addHooks(r.Pod.Config.GetAnnotations()))
 	if err == nil {
 		err = equip(root, s, spec.UserMap(r.Pod.Config))
 	}

@@ -100,6 +100,46 @@ func TestPrivilegedDevices(t *testing.T) {
 	})
 }
 
+func TestCDI(t *testing.T) {
+	for _, name := range runtimes {
+		t.Run(name, func(t *testing.T) { testCDI(t, name) })
+	}
+}
+
+func testCDI(t *testing.T, handler string) {
+	dir := t.TempDir()
+	specs, tool, node := filepath.Join(dir, "run", "cdi"), filepath.Join(dir, "tool"), filepath.Join(dir, "node")
+	c := harness.Start(t, harness.Runtime(handler), harness.Config(fmt.Sprintf("cdi_spec_dirs = [%q, %q]", filepath.Join(dir, "etc"), specs)))
+	gadget(t, node)
+	put(t, tool, "of the vendor\n", 0o644)
+	use := func(names ...string) func(*runtime.ContainerConfig) {
+		return func(cfg *runtime.ContainerConfig) {
+			for _, n := range names {
+				cfg.CDIDevices = append(cfg.CDIDevices, &runtime.CDIDevice{Name: n})
+			}
+		}
+	}
+	pod := c.RunPod()
+	_, err := pod.TryCreate(pod.ContainerConfig("true", use("example.com/gadget=one")))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "example.com/gadget=one") {
+		t.Errorf("a device that nobody describes: %v", err)
+	}
+	// The directory did not exist when crid started.
+	put(t, filepath.Join(specs, "vendor.json"), fmt.Sprintf(`{"cdiVersion": "0.7.0", "kind": "example.com/gadget",
+		"containerEdits": {"env": ["GADGETS=here"], "mounts": [{"hostPath": %q, "containerPath": "/opt/tool", "options": ["ro", "bind"]}]},
+		"devices": [
+			{"name": "one", "containerEdits": {"deviceNodes": [{"path": "/dev/gadget", "hostPath": %q, "permissions": "r"}], "env": ["ONE=1"]}},
+			{"name": "group", "containerEdits": {"additionalGids": [4711]}}]}`, tool, node), 0o644)
+	script := open + "echo $GADGETS $ONE; cat /opt/tool; open /dev/gadget; id -G"
+	if got, want := pod.Output(script, use("example.com/gadget=one", "example.com/gadget=group")), "here 1\nof the vendor\nr /dev/gadget\n0 4711\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	_, err = pod.TryCreate(pod.ContainerConfig("true", use("example.com/gadget=one", "example.com/gadget=two")))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "gadget=two") || strings.Contains(err.Error(), "gadget=one") {
+		t.Errorf("one of two devices: %v", err)
+	}
+}
+
 // recorder is a hook's program: it keeps the container's state as the runtime tells it.
 const recorder = "#!/bin/sh\ncat > $DIR/$1\n"
 

@@ -114,8 +114,10 @@ func validateDevices(c *runtime.ContainerConfig) error {
 				errdef.Invalid)
 		}
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		return fmt.Errorf("CDI_devices: %w", errdef.Unsupported)
+	for i, d := range c.GetCDIDevices() {
+		if d.GetName() == "" {
+			return fmt.Errorf("CDI_devices[%d].name is empty: %w", i, errdef.Invalid)
+		}
 	}
 	return nil
 }

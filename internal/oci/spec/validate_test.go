@@ -66,7 +66,7 @@ func TestValidateContainerRefuses(t *testing.T) {
 		{"devices[0].permissions", errdef.Invalid, func(c *config) {
 			c.Devices = []*runtime.Device{{HostPath: "/dev/x", ContainerPath: "/dev/x", Permissions: "rx"}}
 		}},
-		{"CDI_devices", errdef.Unsupported, func(c *config) { c.CDIDevices = []*runtime.CDIDevice{{Name: "v/c=d"}} }},
+		{"CDI_devices[1].name", errdef.Invalid, func(c *config) { c.CDIDevices = []*runtime.CDIDevice{{Name: "v/c=d"}, {}} }},
 		{"stop_signal", errdef.Invalid, func(c *config) { c.StopSignal = 99 }},
 	})
 }
