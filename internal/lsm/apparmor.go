@@ -3,9 +3,11 @@ package lsm
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
+	"github.com/moby/profiles/apparmor"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -135,4 +137,23 @@ func listed(list, name string) bool {
 		}
 	}
 	return false
+}
+
+// parser is the real kernel, which apparmor_parser gives its profiles to.
+type parser struct{}
+
+func (parser) Loaded() ([]byte, error) {
+	return os.ReadFile("/sys/kernel/security/apparmor/profiles")
+}
+
+// Load does not end the parser with ctx, only the waiting for it: the library runs it.
+func (parser) Load(ctx context.Context, name string) error {
+	done := make(chan error, 1)
+	go func() { done <- apparmor.InstallDefault(name) }() // ends with the parser
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

@@ -24,8 +24,14 @@ type Modules struct {
 
 // Open loads the default AppArmor profile where AppArmor is enforced and it is not loaded yet. What cannot be done is
 // a warning, and refused to those who ask for it by name.
-func Open(_ context.Context, host fact.Host) *Modules {
+func Open(ctx context.Context, host fact.Host) *Modules {
 	m := &Modules{pods: map[string]int{}}
+	if host.AppArmor {
+		m.armor = parser{}
+		if err := m.ensureDefault(ctx); err != nil {
+			m.warnings = append(m.warnings, fmt.Sprintf("containers that name no AppArmor profile run without: %v", err))
+		}
+	}
 	if host.SELinux {
 		m.linux = policy{}
 		m.tryPolicy()
