@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -271,5 +272,40 @@ func TestHandlersTellOfUserNamespaces(t *testing.T) {
 	}
 	if resp.Features.UserNamespacesHostNetwork {
 		t.Error("crid says that pods on the host's network can have user namespaces")
+	}
+}
+
+// Whatever crid was doing for a pod when it was killed, the next one finds it: nothing stays mounted or pinned.
+func TestACrashAmidAUserNamespace(t *testing.T) {
+	c := harness.Start(t)
+	c.Pull(images.Busybox)
+	vol := usersVolume(t)
+	for i := range 8 {
+		cfg := c.PodConfig(usersOf(idMap(hostUID), idMap(hostGID)))
+		gone, client, ctx := make(chan struct{}), c.Runtime, c.Context()
+		go func() { // ends with the daemon, or before
+			defer close(gone)
+			id, err := client.RunPodSandbox(ctx, cfg, "")
+			if err != nil {
+				return
+			}
+			pod := &harness.Pod{Config: cfg}
+			_, _ = client.CreateContainer(ctx, id, pod.ContainerConfig("true", func(ctr *runtime.ContainerConfig) { mapped(vol, ctr) }), cfg)
+		}()
+		select {
+		case <-gone:
+		case <-time.After(time.Duration(i) * 20 * time.Millisecond): // another step each time
+		}
+		c.Crash()
+		<-gone
+	}
+	pods, err := c.Runtime.ListPodSandbox(c.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pod := range pods {
+		if err := c.Runtime.RemovePodSandbox(c.Context(), pod.Id); err != nil {
+			t.Error(err)
+		}
 	}
 }
