@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/crid/crid/internal/cdi"
 	"github.com/crid/crid/internal/hooks"
@@ -25,6 +24,7 @@ func (r *rooms) openAdditions(ctx context.Context) error {
 	r.onClose("CDI devices", func(context.Context) error { return r.additions.devices.Close() })
 	r.additions.hooks = hooks.New(r.cfg.HooksDirs)
 	r.additions.security = lsm.Open(ctx, r.host)
+	_ = r.additions.hooks.Check() // kept as the room's Fault, which is told below
 	r.warnings = append(r.warnings, r.additions.security.Warnings()...)
 	for _, warning := range append(r.additionFaults(), r.additions.security.Warnings()...) {
 		r.log.Warn(warning)
@@ -38,8 +38,8 @@ func (r *rooms) additionFaults() []string {
 	for _, fault := range r.additions.devices.Faults() {
 		faults = append(faults, "CDI description left out: "+fault)
 	}
-	if err := r.additions.hooks.Check(); err != nil {
-		faults = append(faults, fmt.Sprintf("containers cannot be created: %v", err))
+	if fault := r.additions.hooks.Fault(); fault != "" {
+		faults = append(faults, "containers cannot be created: "+fault)
 	}
 	return faults
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -28,6 +29,8 @@ type Hooks struct {
 	seen  string     // what the directories looked like when all was read
 	all   []hook     // in the order in which they are added
 	fault error      // why all cannot be relied on
+
+	known atomic.Pointer[string] // what the last look found wrong
 }
 
 // New is the hooks of dirs: a file of a later directory takes the place of one with the same name in an earlier. It
@@ -57,7 +60,25 @@ func (h *Hooks) Check() error {
 	return err
 }
 
+// Fault is what Check or Inject found wrong at their last look; empty when nothing was. It never waits.
+func (h *Hooks) Fault() string {
+	if fault := h.known.Load(); fault != nil {
+		return *fault
+	}
+	return ""
+}
+
 func (h *Hooks) current() ([]hook, error) {
+	all, err := h.look()
+	fault := ""
+	if err != nil {
+		fault = err.Error()
+	}
+	h.known.Store(&fault)
+	return all, err
+}
+
+func (h *Hooks) look() ([]hook, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	files, look, err := list(h.dirs)

@@ -152,12 +152,12 @@ func TestFaultsNameTheFile(t *testing.T) {
 		if !errors.Is(err, errdef.Unavailable) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %s and %q", c.name, err, path, c.want)
 		}
-		if again := h.Check(); again == nil {
-			t.Errorf("%s: forgotten at the second look", c.name)
+		if again := h.Check(); again == nil || h.Fault() != again.Error() {
+			t.Errorf("%s: at the second look %v, told as %q", c.name, again, h.Fault())
 		}
 		write(t, path, good)
-		if err := h.Check(); err != nil {
-			t.Errorf("%s: mended: %v", c.name, err)
+		if err := h.Check(); err != nil || h.Fault() != "" {
+			t.Errorf("%s: mended: %v, told as %q", c.name, err, h.Fault())
 		}
 	}
 	in := `{"version": "1.0.0", "hook": {"path": "/in/container"}, "when": {"always": true}, "stages": ["startContainer"]}`
