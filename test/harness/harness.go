@@ -21,11 +21,8 @@ import (
 	"github.com/crid/crid/test/node"
 )
 
-// The environment that `make test` and .ci/run set.
-const (
-	demandRoot = "CRID_TEST_ROOT" // "1": fail instead of leaving out what needs root
-	binDir     = "CRID_BIN"       // where crid, registry and web were built; default bin/ of the module
-)
+// binDir, in the environment, is where `make test` built crid, registry and web; default bin/ of the module.
+const binDir = "CRID_BIN"
 
 // callLimit bounds each call of a test, so that a hanging crid fails one test and not the run.
 const callLimit = time.Minute
@@ -37,7 +34,7 @@ var registry string
 func Main(m *testing.M) {
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "integration tests are left out: they need root")
-		if os.Getenv(demandRoot) == "1" {
+		if os.Getenv(isolate.DemandRoot) == "1" {
 			os.Exit(1)
 		}
 		os.Exit(0)

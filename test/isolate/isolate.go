@@ -23,6 +23,12 @@ const (
 	scratchVar = "CRID_ISOLATE_SCRATCH"
 )
 
+// The stages, besides that of a program that is not yet isolated.
+const (
+	initStage    = "init"
+	programStage = "program"
+)
+
 // Scratch is the directory of the isolated program: on a real disk, removed with everything in it when the
 // program ends.
 func Scratch() string { return os.Getenv(scratchVar) }
@@ -41,7 +47,7 @@ func Run(program func() int) {
 	switch os.Getenv(stageVar) {
 	case "":
 		code, err = outer()
-	case "init":
+	case initStage:
 		code, err = initProcess()
 	default:
 		code = program()
@@ -67,7 +73,7 @@ func outer() (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, removeCgroups(CgroupParent())) }()
-	return again("init", &syscall.SysProcAttr{
+	return again(initStage, &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	})
@@ -79,7 +85,7 @@ func initProcess() (int, error) {
 	if err := errors.Join(mounts(Scratch()), loopbackUp()); err != nil {
 		return 1, err
 	}
-	return again("program", &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL})
+	return again(programStage, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL})
 }
 
 // again starts this program anew for the next stage and waits for it, reaping whatever else is a child.
