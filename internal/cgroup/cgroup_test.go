@@ -17,6 +17,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/test/isolate"
 )
 
 func TestLifeOfALeaf(t *testing.T) {
@@ -319,14 +320,12 @@ func TestCreateWinsAgainstRemoveEmpty(t *testing.T) {
 }
 
 func BenchmarkLeaf(b *testing.B) {
-	if os.Getenv(private) == "" {
-		b.Skip("needs root")
-	}
+	isolate.NeedRoot(b, "it makes cgroups")
 	tree, err := Open(hostV1)
 	if err != nil {
 		b.Skip(err)
 	}
-	top := fmt.Sprintf("/crid-bench-%d", os.Getpid())
+	top := isolate.CgroupParent()
 	for i := range b.N {
 		path := Leaf(top, strconv.Itoa(i))
 		cmd := exec.Command("sleep", "100")

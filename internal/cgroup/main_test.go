@@ -17,37 +17,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/test/isolate"
 )
 
 const (
-	// private marks the run in which the mounts are the tests' own.
-	private = "CRID_CGROUP_TEST_PRIVATE"
 	// killer makes the test binary a process that kills the cgroup of this name as soon as it reads a line.
 	killer     = "CRID_CGROUP_TEST_KILL"
 	killerMode = "CRID_CGROUP_TEST_KILL_MODE" // v2, or nothing for v1
 )
 
-// TestMain runs the tests a level deeper, in a mount namespace where they can harm nobody.
+// TestMain plays a killer, or runs the tests in namespaces of their own.
 func TestMain(m *testing.M) {
 	if os.Getenv(killer) != "" {
 		playKiller()
 		return
 	}
-	if os.Geteuid() != 0 || os.Getenv(private) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), private+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "run the tests in their own namespaces:", err)
-		os.Exit(1)
-	}
+	isolate.Tests(m.Run)
 }
 
 // playKiller says what Kill answers to a process in its own place.
@@ -84,12 +69,7 @@ func modes(t *testing.T, test func(t *testing.T, tree *Tree)) {
 // down would change the root cgroup of the machine.
 func open(t *testing.T, mode fact.CgroupMode) *Tree {
 	t.Helper()
-	if os.Getenv(private) == "" {
-		if os.Getenv("CRID_TEST_ROOT") == "1" {
-			t.Fatal("CRID_TEST_ROOT=1 demands this test, and it needs root")
-		}
-		t.Skip("needs root: it makes cgroups")
-	}
+	isolate.NeedRoot(t, "it makes cgroups")
 	var root unix.Statfs_t
 	if err := unix.Statfs(mountRoot, &root); err != nil {
 		t.Fatal(err)
@@ -99,18 +79,12 @@ func open(t *testing.T, mode fact.CgroupMode) *Tree {
 	case mode != fact.CgroupV2 && root.Type == unix.CGROUP2_SUPER_MAGIC:
 		t.Skip("this machine has no cgroup v1")
 	case mode == fact.CgroupHybrid:
-		if _, err := os.Stat(mountRoot + "/unified/cgroup.procs"); err != nil {
+		if _, err := os.Stat(mountRoot + "/unified"); err != nil {
 			t.Skip("this machine does not mount v2 beside v1")
 		}
+		mountV2(t, mountRoot+"/unified") // isolate hides it
 	case mode == fact.CgroupV2 && root.Type != unix.CGROUP2_SUPER_MAGIC:
-		if err := unix.Mount("cgroup2", mountRoot, "cgroup2", 0, ""); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := unix.Unmount(mountRoot, unix.MNT_DETACH); err != nil {
-				t.Error(err)
-			}
-		})
+		mountV2(t, mountRoot)
 		host.Controllers = nil
 	case mode == fact.CgroupV2:
 		host.Controllers = nil
@@ -122,10 +96,23 @@ func open(t *testing.T, mode fact.CgroupMode) *Tree {
 	return tree
 }
 
+// mountV2 mounts the v2 hierarchy at dir for the time of the test.
+func mountV2(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Mount("cgroup2", dir, "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // parent makes a cgroup for the test and checks at its end that nothing is left in or of it.
 func parent(t *testing.T, tree *Tree) string {
 	t.Helper()
-	path := fmt.Sprintf("/crid-test-%d-%s", os.Getpid(), strings.NewReplacer("/", "-", " ", "_").Replace(t.Name()))
+	path := isolate.CgroupParent() + "/crid-" + strings.NewReplacer("/", "-", " ", "_").Replace(t.Name())
 	if err := tree.Create(path); err != nil {
 		t.Fatal(err)
 	}
