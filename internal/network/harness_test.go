@@ -15,34 +15,22 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/crid/crid/test/isolate"
 )
 
-// inside marks the test binary that runs in namespaces of its own.
-const inside = "CRID_NETWORK_TEST_INSIDE"
-
-// TestMain plays a CNI plugin when libcni started the binary as one, and runs the tests in a mount and a network
-// namespace of their own when it can.
+// TestMain plays a CNI plugin when libcni started the binary as one, else runs the tests in namespaces of their own,
+// with an environment of which plugins must not get all.
 func TestMain(m *testing.M) {
 	if command := os.Getenv("CNI_COMMAND"); command != "" {
 		syscall.Exit(playPlugin(command)) // not os.Exit, which lingers for a second under the race detector
 	}
-	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inside+"=1", "NOTIFY_SOCKET=/must/not/pass", "CNI_STRAY=must-not-pass")
-	// Go makes / private in a namespace that it unshares.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := cmd.Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "run tests in namespaces of their own:", err)
-		os.Exit(1)
-	}
+	isolate.Tests(func() int {
+		if err := errors.Join(os.Setenv("NOTIFY_SOCKET", "/must/not/pass"), os.Setenv("CNI_STRAY", "must-not-pass")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	})
 }
 
 // call is one run of the played plugin, as it is written to its log.

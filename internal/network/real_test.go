@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/test/isolate"
 )
 
 // realDirs are where distributions install CNI plugins.
@@ -65,10 +66,8 @@ func newHost(t *testing.T) *host {
 // requireReal skips the test without root or without plugins, or fails it where CRID_TEST_ROOT asks for all.
 func requireReal(t *testing.T) {
 	t.Helper()
+	isolate.NeedRoot(t, "it makes network namespaces")
 	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root, for network namespaces"
-	}
 	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
 		if _, err := findPlugin(plugin, realDirs); err != nil {
 			missing = err.Error()
@@ -77,12 +76,8 @@ func requireReal(t *testing.T) {
 	if _, err := exec.LookPath("iptables"); err != nil {
 		missing = "iptables, for the plugin portmap"
 	}
-	switch {
-	case missing == "":
-	case os.Getenv("CRID_TEST_ROOT") == "1":
-		t.Fatalf("CRID_TEST_ROOT=1 asks for all tests, and this one needs %s", missing)
-	default:
-		t.Skipf("needs %s", missing)
+	if missing != "" {
+		isolate.Lacking(t, missing)
 	}
 }
 
