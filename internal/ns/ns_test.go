@@ -473,9 +473,7 @@ func TestALostThreadDies(t *testing.T) {
 }
 
 func BenchmarkPin(b *testing.B) {
-	if os.Getenv(private) == "" {
-		b.Skip("needs root")
-	}
+	needRoot(b)
 	top := b.TempDir()
 	p := New(filepath.Join(top, "netns"), filepath.Join(top, "ns"))
 	w := everything
