@@ -18,17 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/test/isolate"
 )
+
+func TestMain(m *testing.M) { isolate.Tests(m.Run) }
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CRID_TEST_ROOT") == "1" {
-		t.Fatal("CRID_TEST_ROOT=1 demands this test, and it needs root")
-	}
-	t.Skip("needs root: it makes a PID namespace")
+	isolate.NeedRoot(t, "it makes a PID namespace")
 }
 
 func install(t *testing.T) string {
