@@ -3,41 +3,18 @@ package sandbox
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/test/isolate"
 )
 
-// inOwnNamespaces runs the calling test again in a mount and a network namespace of its own, and tells whether
-// this is that run.
-func inOwnNamespaces(t *testing.T) bool {
-	t.Helper()
-	const inside = "CRID_SANDBOX_TEST_INSIDE"
-	if os.Getenv(inside) != "" {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		if os.Getenv("CRID_TEST_ROOT") == "1" {
-			t.Fatal("CRID_TEST_ROOT=1 demands root")
-		}
-		t.Skip("needs root: it mounts")
-	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Errorf("in its own namespaces: %v\n%s", err, out)
-	}
-	return false
-}
+func TestMain(m *testing.M) { isolate.Tests(m.Run) }
 
 func contentOf(t *testing.T, path string) string {
 	t.Helper()
@@ -61,6 +38,7 @@ func etc(t *testing.T) string {
 }
 
 func TestFilesOfAPod(t *testing.T) {
+	isolate.NeedRoot(t, "it gives files to the pod's root")
 	dir := t.TempDir()
 	f := NewFiles(FilesConfig{Dir: filepath.Join(dir, "pods"), Etc: etc(t)})
 	for name, c := range map[string]struct {
@@ -112,6 +90,7 @@ func TestFilesOfAPod(t *testing.T) {
 }
 
 func TestFilesWithoutHostFiles(t *testing.T) {
+	isolate.NeedRoot(t, "it gives files to the pod's root")
 	f := NewFiles(FilesConfig{Dir: t.TempDir(), Etc: t.TempDir()})
 	if err := f.Make(t.Context(), "id", FilesWant{HostNet: true}); err != nil {
 		t.Fatal(err)
@@ -122,9 +101,7 @@ func TestFilesWithoutHostFiles(t *testing.T) {
 }
 
 func TestShm(t *testing.T) {
-	if !inOwnNamespaces(t) {
-		return
-	}
+	isolate.NeedRoot(t, "it mounts")
 	f := NewFiles(FilesConfig{Dir: t.TempDir(), Etc: etc(t)})
 	if err := f.Make(t.Context(), "id", FilesWant{Hostname: "a", Shm: true}); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/test/isolate"
 )
 
 // The rooms that pods pass through fit as they are.
@@ -38,14 +39,9 @@ const conflist = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"bridge
 func TestOnTheRealHost(t *testing.T) {
 	const plugins = "/usr/lib/cni"
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err != nil {
-		if os.Getenv("CRID_TEST_ROOT") == "1" {
-			t.Fatalf("CRID_TEST_ROOT=1 demands the CNI plugins: %v", err)
-		}
-		t.Skipf("needs the CNI plugins: %v", err)
+		isolate.Lacking(t, "the CNI plugins: "+err.Error())
 	}
-	if !inOwnNamespaces(t) {
-		return
-	}
+	isolate.NeedRoot(t, "it makes namespaces and mounts")
 	h := newHost(t)
 	m, _, dir := h.onRealHost(t, plugins)
 	p := run(t, m, "a")

@@ -6,6 +6,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/isolate"
 )
 
 // usernsConfig is a pod with a user namespace.
@@ -33,9 +35,7 @@ func TestAPodWithAUserNamespace(t *testing.T) {
 }
 
 func TestFilesBelongToThePodsRoot(t *testing.T) {
-	if !inOwnNamespaces(t) {
-		return
-	}
+	isolate.NeedRoot(t, "it mounts, and gives files away")
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
