@@ -207,7 +207,7 @@ type world struct {
 
 func newWorld(t *testing.T, registries ...*fakeRegistry) *world {
 	t.Helper()
-	requireRoot(t)
+	needRoot(t)
 	dir := t.TempDir()
 	w := &world{dir: dir, ImagesConfig: ImagesConfig{
 		Root: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"),

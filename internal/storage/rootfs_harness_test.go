@@ -189,15 +189,3 @@ func openFiles(t testing.TB) int {
 	t.Helper()
 	return len(namesIn(t, "/proc/self/fd"))
 }
-
-// needRoot is requireRoot for benchmarks, too.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CRID_TEST_ROOT") == "1" {
-		t.Fatal("needs root for mounts, and CRID_TEST_ROOT=1 asks for all tests")
-	}
-	t.Skip("needs root for mounts")
-}
