@@ -16,7 +16,8 @@ import (
 )
 
 // applets are the names under which busybox is in a root filesystem.
-var applets = [...]string{"cat", "dd", "echo", "env", "false", "head", "kill", "ls", "mkdir", "mv", "ps", "readlink", "seq", "setsid", "sh", "sleep", "true", "wc", "yes"}
+var applets = [...]string{"cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "kill", "ls", "mkdir",
+	"mount", "mv", "ps", "readlink", "seq", "setsid", "sh", "sleep", "touch", "tr", "true", "wc", "yes"}
 
 // Rootfs makes a root filesystem at dir: busybox, the libraries it needs, and mount points.
 func Rootfs(dir string) error {

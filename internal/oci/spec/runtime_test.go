@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,10 +18,11 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/test/bundle"
+	"github.com/crid/crid/test/isolate"
 )
 
-// insideEnv marks the test binary that runs in namespaces of its own.
-const insideEnv = "CRID_TEST_INSIDE"
+func TestMain(m *testing.M) { isolate.Tests(m.Run) }
 
 // trial is one container: what is asked for, a script that it runs, and what the script has to print.
 type trial struct {
@@ -141,16 +140,13 @@ func hostTrials() []trial {
 
 // TestRuntimes shows that the runtimes at hand accept what Build makes, and do what it says.
 func TestRuntimes(t *testing.T) {
-	if os.Getenv(insideEnv) == "" {
-		rerunInside(t)
-		return
-	}
+	isolate.NeedRoot(t, "it runs containers")
 	host := realHost(t)
 	for _, name := range []string{"crun", "runc"} {
 		t.Run(name, func(t *testing.T) {
 			binary, err := exec.LookPath(name)
 			if err != nil {
-				skip(t, name+" is not installed")
+				isolate.Lacking(t, name)
 			}
 			for _, tr := range slices.Concat(processTrials(), hostTrials()) {
 				t.Run(tr.name, func(t *testing.T) { try(t, tr, binary, host) })
@@ -272,44 +268,12 @@ func run(t *testing.T, binary string, s *specs.Spec) string {
 	return out.String()
 }
 
-// rerunInside runs the calling test again, as root in mount, network, IPC and UTS namespaces of its own.
-func rerunInside(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		skip(t, "not root")
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.WaitDelay = time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Pdeathsig:    syscall.SIGKILL,
-	}
-	out, err := cmd.CombinedOutput()
-	t.Logf("inside:\n%s", out)
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// skip leaves a test out for a reason, unless the environment demands all of them.
-func skip(t *testing.T, reason string) {
-	t.Helper()
-	if os.Getenv("CRID_TEST_ROOT") == "1" {
-		t.Fatalf("CRID_TEST_ROOT=1, but %s", reason)
-	}
-	t.Skip(reason)
-}
-
 // realHost looks at this machine as far as Build asks.
 func realHost(t *testing.T) fact.Host {
 	t.Helper()
 	host := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "memory"}}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
 		host.Cgroup = fact.CgroupHybrid
-		hideUnified(t)
 	}
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -324,30 +288,13 @@ func realHost(t *testing.T) fact.Host {
 	return host
 }
 
-// hideUnified takes the empty v2 hierarchy of a hybrid host away: crun 1.8 refuses such hosts. A tmpfs takes its
-// place, because crun then keeps files under that mount point, which would stay in the host's own directory.
-func hideUnified(t *testing.T) {
-	t.Helper()
-	const unified = "/sys/fs/cgroup/unified"
-	if err := unix.Unmount(unified, unix.MNT_DETACH); err != nil {
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-			return // cgroup v1 alone
-		}
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", unified, "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // realInput is an example on a root filesystem of this machine's busybox, in the test's own namespaces.
 func realInput(t *testing.T, host fact.Host) Input {
 	t.Helper()
-	parent := fmt.Sprintf("/crid-test-%d-spec", os.Getpid())
-	t.Cleanup(func() { removeCgroups(t, parent) })
+	t.Cleanup(func() { wantNoCgroups(t) })
 	dir := t.TempDir()
 	in := example()
-	in.Host, in.Rootfs, in.Cgroup = host, makeRootfs(t), parent+"/crid-c0ffee"
+	in.Host, in.Rootfs, in.Cgroup = host, makeRootfs(t), isolate.CgroupParent()+"/crid-c0ffee"
 	in.Config.Linux.Resources.MemoryLimitInBytes = 128 << 20
 	in.Pod.NetNS, in.Pod.IPCNS, in.Pod.UTSNS, in.Pod.Shm = "", "", "", t.TempDir()
 	for name, file := range map[string]*string{
@@ -386,70 +333,28 @@ func editRealMounts(t *testing.T, in *Input) {
 	security(in).ReadonlyRootfs = true
 }
 
-// makeRootfs copies the machine's busybox and the libraries it is linked with.
+// makeRootfs is bundle's root filesystem with mount points, and a program to be masked.
 func makeRootfs(t *testing.T) string {
 	t.Helper()
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		skip(t, "busybox is not installed")
-	}
 	root := t.TempDir()
-	if err := os.Chmod(root, 0o755); err != nil {
-		t.Fatal(err)
+	err := errors.Join(os.Chmod(root, 0o755), bundle.Rootfs(root))
+	for _, d := range []string{"etc", "ro", "rw", "vol"} {
+		err = errors.Join(err, os.Mkdir(filepath.Join(root, d), 0o755))
 	}
-	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp", "ro", "rw", "vol"} {
-		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	libs, err := exec.Command("ldd", busybox).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	copyFile(t, busybox, filepath.Join(root, "bin", "busybox"))
-	for _, word := range strings.Fields(string(libs)) {
-		if filepath.IsAbs(word) {
-			copyFile(t, word, filepath.Join(root, word))
-		}
-	}
-	for _, applet := range strings.Fields("sh cat chmod grep head ls mount touch tr wc secret") {
-		if err := os.Link(filepath.Join(root, "bin", "busybox"), filepath.Join(root, "bin", applet)); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Link(filepath.Join(root, "bin", "busybox"), filepath.Join(root, "bin", "secret")); err != nil {
+		t.Fatal(err)
 	}
 	return root
 }
 
-func copyFile(t *testing.T, from, to string) {
+// wantNoCgroups checks that the runtime has removed the container's cgroups.
+func wantNoCgroups(t *testing.T) {
 	t.Helper()
-	b, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, b, 0o755); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// removeCgroups removes an empty parent from every hierarchy.
-func removeCgroups(t *testing.T, parent string) {
-	t.Helper()
-	for _, glob := range []string{"/sys/fs/cgroup" + parent, "/sys/fs/cgroup/*" + parent} {
-		found, err := filepath.Glob(glob)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range found {
-			if strings.HasPrefix(d, "/sys/fs/cgroup/unified/") {
-				continue // the tmpfs of hideUnified
-			}
-			if err := os.Remove(d); err != nil {
-				t.Errorf("left behind: %v", err)
-			}
-		}
+	if left, err := isolate.Cgroups(isolate.CgroupParent()); err != nil || len(left) > 0 {
+		t.Errorf("left behind: cgroups %q, %v", left, err)
 	}
 }
 
