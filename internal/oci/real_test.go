@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,28 +34,17 @@ type box struct {
 
 // each runs test with each runtime, in a container that sleeps.
 func each(t *testing.T, test func(t *testing.T, b box)) {
-	needRoot(t)
+	isolate.NeedRoot(t, "it makes containers")
 	for _, name := range []string{"crun", "runc"} {
 		t.Run(name, func(t *testing.T) {
-			fds, goroutines := countFds(t), runtime.NumGoroutine()
+			fds, goroutines := isolate.OpenFiles(t), runtime.NumGoroutine()
 			b := sleeper(t, name)
 			test(t, b)
-			settled(t, func() bool { return countFds(t) <= fds && runtime.NumGoroutine() <= goroutines }, func() string {
-				return fmt.Sprintf("left behind: %d fds, were %d; %d goroutines, were %d", countFds(t), fds, runtime.NumGoroutine(), goroutines)
+			settled(t, func() bool { return isolate.OpenFiles(t) <= fds && runtime.NumGoroutine() <= goroutines }, func() string {
+				return fmt.Sprintf("left behind: %d fds, were %d; %d goroutines, were %d", isolate.OpenFiles(t), fds, runtime.NumGoroutine(), goroutines)
 			})
 		})
 	}
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CRID_TEST_ROOT") == "1" {
-		t.Fatal("root is demanded")
-	}
-	t.Skip("not root: containers cannot be made")
 }
 
 // sleeper creates and starts a container.
@@ -114,32 +102,6 @@ func sleeper(t testing.TB, name string) box {
 // exec runs a shell command in the container.
 func (b box) exec(ctx context.Context, timeout time.Duration, shell string) (ExecResult, error) {
 	return b.r.Exec(ctx, b.id, Exec{Process: bundle.Process("sh", "-c", shell), Timeout: timeout, Limit: 1 << 20, Cgroup: b.cgroup})
-}
-
-// running counts the processes of this PID namespace whose command line contains words.
-func running(t testing.TB, words string) int {
-	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, f := range files {
-		line, err := os.ReadFile(f)
-		if err == nil && strings.Contains(string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))), words) {
-			n++
-		}
-	}
-	return n
-}
-
-func countFds(t testing.TB) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }
 
 // settled waits until done, for what ends by itself without telling: goroutines.
@@ -244,7 +206,7 @@ func TestExec(t *testing.T) {
 				t.Errorf("%s: %d, %q, %q, %v", test.shell, res.ExitCode, res.Stdout, res.Stderr, err)
 			}
 		}
-		if running(t, "sleep 4311") != 1 {
+		if isolate.Running(t, "sleep 4311") != 1 {
 			t.Error("what a command left running on purpose is gone")
 		}
 	})
@@ -303,7 +265,7 @@ func TestNothingOfATimedOutCommandLives(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 5*time.Second {
 				t.Errorf("%s: %v after %v", shell, err, time.Since(began))
 			}
-			if n := running(t, "sleep 4331"); n > 0 {
+			if n := isolate.Running(t, "sleep 4331"); n > 0 {
 				t.Errorf("%s: %d live on", shell, n)
 			}
 		}
@@ -325,7 +287,7 @@ func TestACancelledCommandIsKilled(t *testing.T) {
 		if err := <-out; !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
-		if n := running(t, "sleep 4341"); n > 0 {
+		if n := isolate.Running(t, "sleep 4341"); n > 0 {
 			t.Errorf("%d live on", n)
 		}
 	})
@@ -340,18 +302,18 @@ func TestACancelledStartOfACommandLeavesNothing(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("after %d ms: %v", i, err)
 			}
-			if n := running(t, "sleep 4351"); n > 0 {
+			if n := isolate.Running(t, "sleep 4351"); n > 0 {
 				t.Errorf("after %d ms: %d live on", i, n)
 			}
 		}
-		if n := running(t, "exec --process"); n > 0 {
+		if n := isolate.Running(t, "exec --process"); n > 0 {
 			t.Errorf("%d runtimes live on", n)
 		}
 	})
 }
 
 func BenchmarkExec(b *testing.B) {
-	needRoot(b)
+	isolate.NeedRoot(b, "it makes containers")
 	for _, name := range []string{"crun", "runc"} {
 		b.Run(name, func(b *testing.B) {
 			box := sleeper(b, name)

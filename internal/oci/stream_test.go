@@ -12,6 +12,7 @@ import (
 
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/test/bundle"
+	"github.com/crid/crid/test/isolate"
 )
 
 // screen keeps what is written to it, for a test that waits for something to appear.
@@ -245,7 +246,7 @@ func TestAClientThatVanishesTakesItsCommandAlong(t *testing.T) {
 			if _, err := wait(); !errors.Is(err, context.Canceled) {
 				t.Errorf("terminal %v: %v", terminal, err)
 			}
-			if n := running(t, "sleep 4336"); n > 0 {
+			if n := isolate.Running(t, "sleep 4336"); n > 0 {
 				t.Errorf("terminal %v: %d processes live", terminal, n)
 			}
 			if err := typed.Close(); err != nil {
