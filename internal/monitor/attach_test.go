@@ -16,6 +16,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/test/isolate"
 )
 
 // screen keeps what is written to it, for a test that waits for something to appear.
@@ -228,13 +229,13 @@ func TestNobodyLeavesAnythingInASilentContainer(t *testing.T) {
 			}
 		}
 		attachOnce()
-		fds, theirs, goroutines := countFds(t), fdsOf(t, p.ref.MonitorPID), runtime.NumGoroutine()
+		fds, theirs, goroutines := isolate.OpenFiles(t), fdsOf(t, p.ref.MonitorPID), runtime.NumGoroutine()
 		for range 100 {
 			attachOnce()
 		}
-		for limit := time.Now().Add(3 * time.Second); countFds(t) > fds || runtime.NumGoroutine() > goroutines; runtime.Gosched() {
+		for limit := time.Now().Add(3 * time.Second); isolate.OpenFiles(t) > fds || runtime.NumGoroutine() > goroutines; runtime.Gosched() {
 			if time.Now().After(limit) {
-				t.Fatalf("%d fds, were %d; %d goroutines, were %d", countFds(t), fds, runtime.NumGoroutine(), goroutines)
+				t.Fatalf("%d fds, were %d; %d goroutines, were %d", isolate.OpenFiles(t), fds, runtime.NumGoroutine(), goroutines)
 			}
 		}
 		if now := fdsOf(t, p.ref.MonitorPID); now > theirs {

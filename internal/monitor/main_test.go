@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,10 +27,7 @@ func TestMain(m *testing.M) {
 	if part, played := strings.CutPrefix(filepath.Base(os.Args[0]), "fake-"); played {
 		os.Exit(play(part))
 	}
-	if os.Geteuid() != 0 {
-		os.Exit(m.Run())
-	}
-	isolate.Run(m.Run)
+	isolate.Tests(m.Run)
 }
 
 // play is a runtime that fails to create in one way.
@@ -63,7 +59,7 @@ type host struct {
 
 func newHost(t *testing.T, runtimeName, dir string) *host {
 	t.Helper()
-	needRoot(t)
+	isolate.NeedRoot(t, "it makes containers")
 	path, err := exec.LookPath(runtimeName)
 	if err != nil {
 		t.Fatalf("%v: install the package %s", err, runtimeName)
@@ -72,7 +68,7 @@ func newHost(t *testing.T, runtimeName, dir string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fds, goroutines := countFds(t), runtime.NumGoroutine()
+	fds, goroutines := isolate.OpenFiles(t), runtime.NumGoroutine()
 	h := &host{t: t, dir: dir, cgroups: tree, runtime: path, root: filepath.Join(dir, "rt"), rootfs: filepath.Join(dir, "rootfs")}
 	if err := bundle.Rootfs(h.rootfs); err != nil {
 		t.Fatal(err)
@@ -95,17 +91,6 @@ func (h *host) launcher() *Launcher {
 		h.t.Fatalf("%v: install the package conmon", err)
 	}
 	return New(Config{Path: conmon, Dir: filepath.Join(h.dir, "monitor"), ExitDir: filepath.Join(h.dir, "exits")}, h.cgroups)
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CRID_TEST_ROOT") == "1" {
-		t.Fatal("root is demanded")
-	}
-	t.Skip("not root: containers cannot be made")
 }
 
 // spec describes a container that runs a shell command and logs to <dir>/<id>.log.
@@ -206,40 +191,14 @@ func (h *host) checkLeftovers(fds, goroutines int) {
 	}
 	// Goroutines, and the runtime of a killed monitor, end by themselves, without telling.
 	deadline := time.Now().Add(3 * time.Second)
-	for countFds(h.t) > fds || runtime.NumGoroutine() > goroutines || running(h.t, h.dir) > 0 {
+	for isolate.OpenFiles(h.t) > fds || runtime.NumGoroutine() > goroutines || isolate.Running(h.t, h.dir) > 0 {
 		if time.Now().After(deadline) {
 			h.t.Errorf("left behind: %d fds, were %d; %d goroutines, were %d; %d processes",
-				countFds(h.t), fds, runtime.NumGoroutine(), goroutines, running(h.t, h.dir))
+				isolate.OpenFiles(h.t), fds, runtime.NumGoroutine(), goroutines, isolate.Running(h.t, h.dir))
 			return
 		}
 		runtime.Gosched()
 	}
-}
-
-// running counts the processes of this PID namespace whose command line contains words.
-func running(t *testing.T, words string) int {
-	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, f := range files {
-		line, err := os.ReadFile(f)
-		if err == nil && strings.Contains(string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))), words) {
-			n++
-		}
-	}
-	return n
-}
-
-func countFds(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }
 
 // each runs test with each runtime.
