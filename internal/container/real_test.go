@@ -29,12 +29,7 @@ import (
 	"github.com/crid/crid/test/isolate"
 )
 
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		os.Exit(m.Run())
-	}
-	isolate.Run(m.Run)
-}
+func TestMain(m *testing.M) { isolate.Tests(m.Run) }
 
 // machine is the real parts that containers are made of: a runtime, conmon, cgroups. Only root filesystems are
 // plain directories, and there are no images.
@@ -49,13 +44,7 @@ type machine struct {
 
 // eachRuntime runs test with each runtime, and then looks for what is left.
 func eachRuntime(t *testing.T, test func(t *testing.T, h *machine)) {
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("CRID_TEST_ROOT") == "1":
-		t.Fatal("root is demanded")
-	default:
-		t.Skip("not root: containers cannot be made")
-	}
+	isolate.NeedRoot(t, "it makes containers")
 	for _, name := range []string{"crun", "runc"} {
 		t.Run(name, func(t *testing.T) { test(t, newMachine(t, name)) })
 	}
