@@ -14,6 +14,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/test/isolate"
 )
 
 // odd is a request whose environment is not UTF-8. The command lies in a volume, so that only a launcher can tell
@@ -28,6 +29,7 @@ func (h *host) odd() Request {
 }
 
 func TestALauncherSetsWhatIsNotUTF8(t *testing.T) {
+	isolate.NeedRoot(t, "it gives files to the pod's root")
 	h, m := start(t)
 	c := mustStart(t, m, h.odd())
 	config := h.config(c.ID())

@@ -49,6 +49,7 @@ func wantIDs(t *testing.T, path string, uid, gid int) {
 }
 
 func TestARootFilesystemOfAnotherOwner(t *testing.T) {
+	needRoot(t)
 	top, bottom := tree(t, "new", "data/seed"), tree(t, "old", "user")
 	must(t, os.Chown(filepath.Join(bottom, "user"), 1000, 1001))
 	disk := t.TempDir() // layers may lie on several mounts
