@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -61,7 +62,15 @@ func (r *Runtime) Stream(ctx context.Context, id string, e Exec, s Streams) (exi
 		ctx, cancel = context.WithTimeout(ctx, e.Timeout)
 		defer cancel()
 	}
-	x, err := r.startExec(id, e, s)
+	if e.Process != nil && e.Process.Terminal {
+		return r.streamTerminal(ctx, id, e, s)
+	}
+	return r.stream(ctx, id, e, s, connectPipes)
+}
+
+// stream is Stream with the stdio that connect makes.
+func (r *Runtime) stream(ctx context.Context, id string, e Exec, s Streams, connect connector) (exitCode int, err error) {
+	x, err := r.startExec(id, e, s, connect)
 	if err != nil {
 		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
 	}
@@ -80,11 +89,11 @@ type execution struct {
 	cmd     *exec.Cmd
 	log     *os.File   // what the runtime has to say; a memfd
 	ended   chan error // cmd.Wait's answer
-	stdio   stdio
+	stdio   *stdio
 }
 
 // startExec starts the runtime. The process template and the log are memfds: no file is left behind by a crash.
-func (r *Runtime) startExec(id string, e Exec, s Streams) (x *execution, err error) {
+func (r *Runtime) startExec(id string, e Exec, s Streams, connect connector) (x *execution, err error) {
 	mark, err := newMark()
 	if err != nil {
 		return nil, err
@@ -99,38 +108,40 @@ func (r *Runtime) startExec(id string, e Exec, s Streams) (x *execution, err err
 		return nil, err
 	}
 	x = &execution{cgroups: r.cfg.Cgroups, cgroup: e.Cgroup, mark: mark, log: log, ended: make(chan error, 1)}
-	// ExtraFiles begin at 3: the template, the log.
-	x.cmd = exec.Command(r.cfg.Path, "--root", r.cfg.Root, "--log", "/proc/self/fd/4", "--log-format", "json",
-		"exec", "--process", "/proc/self/fd/3", id)
-	x.cmd.Env = environment()
-	x.cmd.ExtraFiles = []*os.File{process, log}
-	if err := x.start(s, e.Process.Terminal); err != nil {
-		return nil, errors.Join(r.reason(context.Background(), err, nil), log.Close())
+	theirs, ours, err := connect(r, s)
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	x.stdio = ours
+	// ExtraFiles begin at 3: the template, the log, the console socket.
+	args := []string{"--root", r.cfg.Root, "--log", "/proc/self/fd/4", "--log-format", "json", "exec", "--process", "/proc/self/fd/3"}
+	extra := []*os.File{process, log}
+	if ours.socket != nil {
+		args, extra = append(args, "--console-socket", "/proc/self/fd/5"), append(extra, ours.socket.file)
+	}
+	x.cmd = exec.Command(r.cfg.Path, append(args, id)...)
+	x.cmd.Env, x.cmd.ExtraFiles = environment(), extra
+	if err := x.start(theirs, s); err != nil {
+		return nil, errors.Join(r.reason(context.Background(), err, nil), x.close())
 	}
 	return x, nil
 }
 
 // start runs x.cmd with its stdio connected to s.
-func (x *execution) start(s Streams, terminal bool) error {
-	connect := connectPipes
-	if terminal {
-		connect = connectTerminal
-	}
-	theirs, ours, err := connect(s)
-	if err != nil {
-		return err
-	}
+func (x *execution) start(theirs ends, s Streams) error {
+	terminal := x.stdio.console != nil // of the runtime's own
 	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !terminal, Setsid: terminal, Setctty: terminal}
 	// A nil *os.File in an interface is not nil.
 	if theirs.stdin != nil {
 		x.cmd.Stdin = theirs.stdin
 	}
-	x.cmd.Stdout, x.cmd.Stderr = theirs.stdout, theirs.stderr
-	if err := errors.Join(x.cmd.Start(), theirs.close()); err != nil {
-		return errors.Join(err, ours.close())
+	if theirs.stdout != nil {
+		x.cmd.Stdout, x.cmd.Stderr = theirs.stdout, theirs.stderr
 	}
-	x.stdio = ours
-	x.stdio.run(s, x.cmd.Process)
+	if err := errors.Join(x.cmd.Start(), theirs.close()); err != nil {
+		return err
+	}
+	x.stdio.run(s)
 	go func() { x.ended <- x.cmd.Wait() }() // ends with the runtime
 	return nil
 }
@@ -192,12 +203,17 @@ func (x *execution) result(ended error) (exitCode int, err error) {
 		return 0, fmt.Errorf("the runtime was killed: %w", ended)
 	}
 	code := x.cmd.ProcessState.ExitCode()
+	came := x.stdio.settle()
 	if code != 0 {
 		said, err := io.ReadAll(io.NewSectionReader(x.log, 0, tailSize))
 		if err != nil {
 			return 0, fmt.Errorf("read the runtime's log: %w", err)
 		}
-		if why := Explain(string(said)); why != "" {
+		why := Explain(string(said))
+		switch {
+		case !came:
+			return 0, noConsole{errors.New(cmp.Or(why, "the runtime sent no terminal"))}
+		case why != "":
 			return 0, errors.New(why)
 		}
 	}

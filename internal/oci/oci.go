@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,6 +45,7 @@ type Cgroups interface {
 // Runtime runs the verbs of one runtime binary. It may be used concurrently.
 type Runtime struct {
 	cfg Config
+	way atomic.Int32 // how it gives commands terminals
 }
 
 // New returns the driver of the binary that cfg names.

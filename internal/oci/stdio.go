@@ -2,7 +2,6 @@ package oci
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"time"
@@ -41,14 +40,17 @@ func (e ends) close() error {
 type stdio struct {
 	stdin   *os.File // nil = none; the terminal, or a pipe that ends with the client's input
 	console *os.File // nil = no terminal
-	runtime *os.Process
 	pumps   []*pump
-	over    chan struct{} // closed by close
+	socket  *consoleSocket // nil = none; else a terminal comes through it, and only that sets the others
+	over    chan struct{}  // closed by close
 }
 
+// connector makes the two sides of the stdio of a command in a container of r.
+type connector func(r *Runtime, s Streams) (theirs ends, ours *stdio, err error)
+
 // connectPipes makes a pipe for each stream.
-func connectPipes(s Streams) (theirs ends, ours stdio, err error) {
-	ours.over = make(chan struct{})
+func connectPipes(_ *Runtime, s Streams) (theirs ends, ours *stdio, err error) {
+	ours = &stdio{over: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, theirs.close(), ours.close())
@@ -71,61 +73,28 @@ func connectPipes(s Streams) (theirs ends, ours stdio, err error) {
 	return theirs, ours, nil
 }
 
-// connectTerminal makes a terminal for the runtime, which makes another in the container and joins the two. The
-// runtime stays until the command has ended, and its exit code is the command's: with a console socket runc would
-// have to detach, and nobody could wait for the command.
-func connectTerminal(s Streams) (theirs ends, ours stdio, err error) {
-	master, slave, err := openTerminal()
-	if err != nil {
-		return ends{}, stdio{}, fmt.Errorf("open a terminal: %w", err)
+// run begins to pass on.
+func (o *stdio) run(s Streams) {
+	if o.socket == nil {
+		o.pass(s)
+		return
 	}
-	ours = stdio{console: master, pumps: []*pump{newPump(master, s.Stdout)}, over: make(chan struct{})}
+	o.socket.done = make(chan struct{})
+	go o.socket.receive(func(console *os.File) { // ends at settle
+		o.take(console, s)
+		o.pass(s)
+	})
+}
+
+// take makes a terminal the only stdio.
+func (o *stdio) take(console *os.File, s Streams) {
+	o.console, o.pumps = console, []*pump{newPump(console, s.Stdout)}
 	if s.Stdin != nil {
-		ours.stdin = master
+		o.stdin = console
 	}
-	return ends{slave, slave, slave}, ours, nil
 }
 
-// openTerminal returns both ends of a new terminal that changes nothing of what passes: the one in the container
-// does the work of a terminal.
-func openTerminal() (master, slave *os.File, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	master = os.NewFile(uintptr(fd), "terminal")
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, nil, errors.Join(err, master.Close())
-	}
-	// By the descriptor: whatever is mounted at /dev/pts does not matter.
-	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		return nil, nil, errors.Join(errno, master.Close())
-	}
-	slave = os.NewFile(peer, "terminal")
-	mode, err := unix.IoctlGetTermios(int(peer), unix.TCGETS)
-	if err == nil {
-		err = unix.IoctlSetTermios(int(peer), unix.TCSETS, raw(*mode))
-	}
-	if err != nil {
-		return nil, nil, errors.Join(err, master.Close(), slave.Close())
-	}
-	return master, slave, nil
-}
-
-// raw is what cfmakeraw(3) makes of a mode.
-func raw(t unix.Termios) *unix.Termios {
-	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-	t.Oflag &^= unix.OPOST
-	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-	t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
-	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
-	return &t
-}
-
-// run begins to pass on, once the runtime has been started.
-func (o *stdio) run(s Streams, runtime *os.Process) {
-	o.runtime = runtime
+func (o *stdio) pass(s Streams) {
 	for _, p := range o.pumps {
 		p.done = make(chan struct{})
 		go p.run() // ends with the writers, or at finish or close
@@ -136,6 +105,15 @@ func (o *stdio) run(s Streams, runtime *os.Process) {
 	if s.Resize != nil {
 		go o.resize(s.Resize) // ends with the channel, or at close
 	}
+}
+
+// settle waits for a terminal that is on its way when the runtime has ended. It tells whether there is stdio.
+func (o *stdio) settle() bool {
+	if o.socket == nil {
+		return true
+	}
+	o.socket.settle()
+	return o.console != nil
 }
 
 // feed passes the client's input on. A terminal does not end with it.
@@ -164,9 +142,7 @@ func (o *stdio) resize(sizes <-chan fact.WindowSize) {
 	}
 }
 
-// setSize gives both terminals a size: a runtime that has no terminal in the container yet takes the size of its
-// own. crun before 1.9 does not pass a later one on, so the other is set by hand. There is nothing to resize without
-// a terminal, or after its end.
+// setSize gives the terminal a size. There is nothing to resize without one, or after its end.
 func (o *stdio) setSize(size fact.WindowSize) {
 	if o.console == nil {
 		return
@@ -175,22 +151,9 @@ func (o *stdio) setSize(size fact.WindowSize) {
 	if err != nil {
 		return
 	}
-	_ = conn.Control(func(fd uintptr) { setWindow(int(fd), size) })
-	for _, fd := range terminals(o.runtime.Pid) {
-		_ = o.runtime.WithHandle(func(pidfd uintptr) {
-			copied, err := unix.PidfdGetfd(int(pidfd), fd, 0)
-			if err != nil {
-				return
-			}
-			setWindow(copied, size)
-			_ = unix.Close(copied)
-		})
-	}
-}
-
-// setWindow sets the size of a terminal. One that is gone needs none.
-func setWindow(fd int, size fact.WindowSize) {
-	_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns})
+	_ = conn.Control(func(fd uintptr) {
+		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns})
+	})
 }
 
 // finish waits until all output has been passed on: what the writers have written by the time until, or by their
@@ -209,12 +172,16 @@ func (o *stdio) finish(until time.Time) {
 
 // close lets go of everything and waits until nothing is being passed on.
 func (o *stdio) close() error {
+	o.settle()
 	close(o.over)
 	files := []*os.File{o.stdin, o.console}
 	for _, p := range o.pumps {
 		files = append(files, p.from)
 	}
 	var failed error
+	if o.socket != nil {
+		failed = o.socket.close()
+	}
 	for _, f := range files {
 		if f == nil {
 			continue

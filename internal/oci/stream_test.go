@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -281,6 +282,28 @@ func TestAReaderThatLeavesEndsAnEndlessWriter(t *testing.T) {
 		}
 		if _, err := wait(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// What a command writes at a terminal just before it ends is not lost.
+func TestTheLastWordsAtATerminal(t *testing.T) {
+	ways := map[string]int32{"crun": bySocket, "runc": byCopying}
+	each(t, func(t *testing.T, b box) {
+		for i := range 40 {
+			stdout := newScreen()
+			code, err := b.stream(t.Context(), true, Streams{Stdout: stdout}, "echo last words; exit 8")()
+			// runc leaves ends of lines to the terminal that it copies to, but tells the other a moment too late.
+			text := strings.Replace(stdout.String(), "\r\r\n", "\r\n", 1)
+			if err != nil || code != 8 || text != "last words\r\n" {
+				t.Fatalf("%d: %d, %v, %q", i, code, err, stdout)
+			}
+		}
+		if way := b.r.way.Load(); way != ways[b.r.cfg.Name] {
+			t.Errorf("terminals come the way %d", way)
+		}
+		if left, err := filepath.Glob(filepath.Join(b.r.cfg.Root, ".console*")); err != nil || len(left) > 0 {
+			t.Errorf("left: %v, %v", left, err)
 		}
 	})
 }
