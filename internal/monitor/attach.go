@@ -59,7 +59,7 @@ func (p *Process) Attach(ctx context.Context, s Streams) error {
 		go p.resize(ctx, link.mode, s.Resize) // ends with the channel, or when the client leaves
 	}
 	shown := make(chan error, 1)
-	go func() { shown <- l.show(s) }() // ends with the packets, when the client leaves, or by a write that fails
+	go func() { shown <- l.show(ctx, s) }() // ends with the packets, when the client leaves, or by a write that fails
 	select {
 	case err = <-shown:
 	case <-l.dropped:
@@ -86,8 +86,8 @@ type listener struct {
 	dropped chan struct{}   // closed when it was too slow
 }
 
-// show writes the container's output to the client.
-func (l *listener) show(s Streams) error {
+// show writes the container's output to the client until there is no more, or the client leaves.
+func (l *listener) show(ctx context.Context, s Streams) error {
 	for {
 		select {
 		case p, more := <-l.packets:
@@ -104,8 +104,8 @@ func (l *listener) show(s Streams) error {
 			if _, err := to.Write(p.data); err != nil {
 				return err
 			}
-		case <-l.left:
-			return nil
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
