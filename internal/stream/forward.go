@@ -49,19 +49,27 @@ func (s *Server) forward(ctx context.Context, pod string, port int32, stream io.
 func dial(ctx context.Context, netns string, port int32) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialWait)
 	defer cancel()
-	var failed error
-	for _, host := range []string{"127.0.0.1", "::1"} {
-		var conn net.Conn
-		err := within(netns, func() (err error) {
-			conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
-			return err
-		})
-		if err == nil {
-			return conn.(*net.TCPConn), nil
-		}
-		failed = errors.Join(failed, err)
+	v4, failed4 := dialIn(ctx, netns, "127.0.0.1", port)
+	if failed4 == nil {
+		return v4, nil
 	}
-	return nil, failed
+	v6, failed6 := dialIn(ctx, netns, "::1", port)
+	if failed6 == nil {
+		return v6, nil
+	}
+	return nil, fmt.Errorf("%w; %w", failed4, failed6)
+}
+
+func dialIn(ctx context.Context, netns, host string, port int32) (*net.TCPConn, error) {
+	var conn net.Conn
+	err := within(netns, func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
 }
 
 // within calls f on a thread in the network namespace at path: a socket belongs to the one in which it is made. The

@@ -74,7 +74,7 @@ func Open(ctx context.Context, cfg Config, d Deps) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(cfg.Address, strconv.Itoa(cfg.Port)))
+	l, err := (&net.ListenConfig{}).Listen(ctx, family(cfg.Address), net.JoinHostPort(cfg.Address, strconv.Itoa(cfg.Port)))
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w: choose another address or port in [streaming]", err)
 	}
@@ -100,6 +100,14 @@ func (s *Server) listen(l net.Listener) {
 
 // headerWait is how long a client may take to send its request.
 const headerWait = 30 * time.Second
+
+// family is the network of an address: Go takes 0.0.0.0 for IPv6 as well unless it is told.
+func family(address string) string {
+	if ip := net.ParseIP(address); ip.To4() != nil {
+		return "tcp4"
+	}
+	return "tcp"
+}
 
 // reachable is the address at which clients of this machine find a listener.
 func reachable(a net.Addr) string {
