@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOFLAGS := -tags=$(TAGS) -buildvcs=false
 export GOTOOLCHAIN ?= auto
 
-.PHONY: all build build-test deps test unit arch integration demo critest bench install clean
+.PHONY: all build build-test deps test lint unit arch integration demo critest bench install clean
 
 all: build
 
@@ -24,7 +24,12 @@ deps:
 	./test/deps.sh
 
 # All tests: unit tests with the race detector, the house rules, and integration against a real crid.
-test: deps build-test unit integration
+test: deps lint build-test unit integration
+
+lint:
+	@bad=$$(gofmt -l cmd server internal conf test); [ -z "$$bad" ] || { echo "not gofmt-ed: $$bad" >&2; exit 1; }
+	CGO_ENABLED=0 go vet ./...
+	go mod tidy -diff
 
 unit:
 	CGO_ENABLED=1 go test -race -timeout 20m ./cmd/... ./server/... ./internal/... ./conf/...

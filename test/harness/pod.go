@@ -57,7 +57,9 @@ func (c *Crid) RunPod(edits ...func(*runtime.PodSandboxConfig)) *Pod {
 }
 
 // Pod is the pod of an id that a test has got by itself.
-func (c *Crid) Pod(id string, cfg *runtime.PodSandboxConfig) *Pod { return &Pod{ID: id, Config: cfg, c: c} }
+func (c *Crid) Pod(id string, cfg *runtime.PodSandboxConfig) *Pod {
+	return &Pod{ID: id, Config: cfg, c: c}
+}
 
 // Pull pulls one of the images of package images and returns its id.
 func (c *Crid) Pull(image string) string {
