@@ -144,7 +144,10 @@ func TestRecordedListIsComplete(t *testing.T) {
 	p.watch()
 	must(t, os.Mkdir(filepath.Join(p.conf, "net"), 0o755))
 	must(t, os.WriteFile(filepath.Join(p.conf, "net", "50.conf"), []byte(`{"type":"beside"}`), 0o600))
-	waitFor(t, "the plugin in the subdirectory is seen", func() bool { return len(p.cni.view.Load().net.list.Plugins) == 2 })
+	waitFor(t, "the plugin in the subdirectory is seen", func() bool {
+		net := p.cni.view.Load().net // nil while the file is written
+		return net != nil && len(net.list.Plugins) == 2
+	})
 	r := p.prepare("pod")
 	must(t, os.RemoveAll(p.conf))
 	_, err := p.cni.Add(t.Context(), r)
