@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,18 +33,47 @@ func (s *Server) forward(ctx context.Context, pod string, port int32, stream io.
 		return errClosing
 	}
 	defer s.running.Done()
-	netns, err := s.deps.Pods.NetNS(pod)
+	conn, err := s.connect(ctx, pod, port)
 	if err != nil {
+		settle(ctx, stream)
 		return err
-	}
-	conn, err := dial(ctx, netns, port)
-	if err != nil {
-		return fmt.Errorf("connect to port %d of pod %s: %w", port, pod, err)
 	}
 	err = join(ctx, conn, stream)
 	s.deps.Log.Debug("port-forward ended", "pod", pod, "port", port, "err", err)
 	return nil
 }
+
+func (s *Server) connect(ctx context.Context, pod string, port int32) (*net.TCPConn, error) {
+	netns, err := s.deps.Pods.NetNS(pod)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dial(ctx, netns, port)
+	if err != nil {
+		return nil, fmt.Errorf("connect to port %d of pod %s: %w", port, pod, err)
+	}
+	return conn, nil
+}
+
+// settle waits until the client has been told that its SPDY stream is open. One that is reset before can never be
+// closed: whoever closes it waits for ever.
+func settle(ctx context.Context, stream io.Writer) {
+	if _, ok := stream.(resetter); !ok {
+		return // no SPDY
+	}
+	open := make(chan struct{})
+	go func() { // ends when the client has been told, at once
+		defer close(open)
+		_, _ = stream.Write(nil) // waits for it; a client takes no notice of nothing
+	}()
+	select {
+	case <-open:
+	case <-ctx.Done():
+	}
+}
+
+// resetter is a stream that can be ended both ways.
+type resetter interface{ Reset() error }
 
 // dial connects to a port of the loopback of a network namespace, "" for crid's own, by IPv4, else by IPv6.
 func dial(ctx context.Context, netns string, port int32) (*net.TCPConn, error) {
@@ -107,37 +137,36 @@ func enter(ns *os.File, f func() error) error {
 
 // join copies both ways until both ends have ended, one has failed, or ctx has ended. It closes conn.
 func join(ctx context.Context, conn *net.TCPConn, stream io.ReadWriteCloser) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends both copies
-	up := make(chan struct{})
-	go func() { // ends with the client's stream, which is reset below if it does not end by itself
-		defer close(up)
-		_, err := io.Copy(conn, stream)
-		if err == nil {
-			err = conn.CloseWrite()
-		}
-		if err != nil {
-			cancel(err)
-		}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	var both sync.WaitGroup
+	// Each ends with its source, or when both ends are closed below.
+	both.Go(func() { pass(fail, conn, stream, conn.CloseWrite) })
+	both.Go(func() { pass(fail, stream, conn, stream.Close) })
+	done := make(chan struct{})
+	go func() {
+		both.Wait()
+		close(done)
 	}()
-	_, err := io.Copy(stream, conn)
-	if err == nil {
-		err = stream.Close() // its half of it
-	}
-	if err != nil {
-		cancel(err)
-	}
 	select {
-	case <-up:
+	case <-done:
+		return conn.Close()
 	case <-ctx.Done():
 	}
-	// A stream that failed, or whose other half the client keeps open, is of no use any more.
-	if r, ok := stream.(interface{ Reset() error }); ok && ctx.Err() != nil {
+	err := errors.Join(context.Cause(ctx), conn.Close())
+	if r, ok := stream.(resetter); ok {
 		err = errors.Join(err, r.Reset())
 	}
-	if stop() {
-		err = errors.Join(err, conn.Close())
-	}
 	return err
+}
+
+// pass copies to the end of from and hands that on by end. It tells fail of what goes wrong.
+func pass(fail context.CancelCauseFunc, to io.Writer, from io.Reader, end func() error) {
+	_, err := io.Copy(to, from)
+	if err == nil {
+		err = end()
+	}
+	if err != nil {
+		fail(err)
+	}
 }

@@ -36,11 +36,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		http.NotFound(w, r)
 		return
 	}
-	if !s.begin() {
-		http.Error(w, errClosing.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	defer s.running.Done()
 	c := r.Context().Value(connKey{}).(*conn)
 	if err := c.watch(); err != nil {
 		http.Error(w, fmt.Sprintf("watch the connection: %v", err), http.StatusInternalServerError)
@@ -111,6 +106,10 @@ type execution struct {
 
 // ExecInContainer implements remotecommand.Executor, which has as many parameters as this.
 func (x execution) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	if !x.server.begin() {
+		return errClosing
+	}
+	defer x.server.running.Done()
 	streams := x.exec.streams(in, out, errs)
 	streams.Resize = latest(ctx, resize)
 	code, err := x.server.deps.Containers.Exec(ctx, x.exec.Container, x.exec.Cmd, x.exec.TTY, streams)
@@ -135,6 +134,10 @@ type attachment struct {
 
 // AttachContainer implements remotecommand.Attacher, which has as many parameters as this.
 func (a attachment) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	if !a.server.begin() {
+		return errClosing
+	}
+	defer a.server.running.Done()
 	streams := a.attach.streams(in, out, errs)
 	streams.Resize = latest(ctx, resize)
 	err := a.server.deps.Containers.Attach(ctx, a.attach.Container, streams)

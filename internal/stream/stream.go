@@ -64,7 +64,7 @@ type Server struct {
 	mu      sync.Mutex // guards the rest; nothing waits under it
 	conns   map[*conn]bool
 	closed  bool
-	running sync.WaitGroup // requests in progress; Add under mu, Wait once closed
+	running sync.WaitGroup // what goes on for clients; Add under mu, Wait once closed
 }
 
 // Open listens and serves until Close.
@@ -176,11 +176,12 @@ func (s *Server) End() {
 	}
 }
 
-// Close ends every stream and waits, no longer than ctx, until nothing of them is left. Repeatable.
+// Close ends every stream and waits, no longer than ctx, until nothing goes on for any client. Repeatable. A client
+// that had not opened its streams yet leaves a goroutine behind, which ends within half a minute.
 func (s *Server) Close(ctx context.Context) error {
 	s.End()
 	done := make(chan struct{})
-	go func() { // ends with the last request
+	go func() { // ends with the last of them
 		s.running.Wait()
 		close(done)
 	}()
@@ -192,7 +193,7 @@ func (s *Server) Close(ctx context.Context) error {
 	}
 }
 
-// begin counts a request in; it tells false when the server is closing.
+// begin counts in what goes on for a client; it tells false when the server is closing.
 func (s *Server) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
