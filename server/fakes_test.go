@@ -64,6 +64,7 @@ func newHouse(t *testing.T) *house {
 			{Name: "crun", RecursiveReadOnly: true}, {Name: "runc"},
 		}},
 		Pods: h.pods, Containers: h.containers, Images: h.images, Rootfs: h.images, Events: h.events, Stats: h.stats,
+		Streams: fakeStreams{},
 		Network: func() fact.Condition { return h.network },
 		Info:    func() map[string]any { return map[string]any{"config": map[string]string{"root": "/r"}} },
 		Log:     slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
