@@ -1,0 +1,355 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/websocket"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/utils/exec"
+
+	"github.com/crid/crid/test/harness"
+)
+
+func TestExecStreams(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("sleep 1000")
+		var stdout, stderr bytes.Buffer
+		o := remotecommand.StreamOptions{Stdin: strings.NewReader("in\n"), Stdout: &stdout, Stderr: &stderr}
+		err := stream(c.Context(), t, execURL(t, c, ctr, o, "cat; echo err >&2; exit 42"), o)
+		var exit exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitStatus() != 42 || stdout.String() != "in\n" || stderr.String() != "err\n" {
+			t.Errorf("%v, %q, %q", err, &stdout, &stderr)
+		}
+		stdout.Reset()
+		big := bytes.Repeat([]byte("0123456789abcde\n"), 1<<18) // 4 MiB there and back
+		o = remotecommand.StreamOptions{Stdin: bytes.NewReader(big), Stdout: &stdout}
+		if err := stream(c.Context(), t, execURL(t, c, ctr, o, "cat"), o); err != nil || !bytes.Equal(stdout.Bytes(), big) {
+			t.Errorf("%v, %d bytes of %d", err, stdout.Len(), len(big))
+		}
+		o = remotecommand.StreamOptions{Stdout: io.Discard}
+		if err := stream(c.Context(), t, execURL(t, c, ctr, o, "kill -9 $$"), o); !errors.As(err, &exit) || exit.ExitStatus() != 137 {
+			t.Errorf("killed: %v", err)
+		}
+	})
+}
+
+// sizes is a terminal whose size changes.
+type sizes chan remotecommand.TerminalSize
+
+func (s sizes) Next() *remotecommand.TerminalSize {
+	if size, ok := <-s; ok {
+		return &size
+	}
+	return nil
+}
+
+func TestExecAtATerminal(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("sleep 1000")
+		terminal := make(sizes, 1)
+		defer close(terminal)
+		terminal <- remotecommand.TerminalSize{Width: 91, Height: 31}
+		o := remotecommand.StreamOptions{Stdin: strings.NewReader(""), Stdout: io.Discard, Tty: true}
+		k := connect(t, execURL(t, c, ctr, o, `tty; echo $TERM; while read line; do case $line in size) stty size;; bye) exit 5;; esac; done`), true, terminal)
+		k.screen.await(t, "/dev/pts/")
+		k.screen.await(t, "xterm")
+		for _, want := range []string{"31 91", "25 80"} {
+			eventually(t, "the size "+want, func() bool { k.types("size\n"); return strings.Contains(k.screen.String(), want) })
+			if want == "31 91" {
+				terminal <- remotecommand.TerminalSize{Width: 80, Height: 25}
+			}
+		}
+		k.types("bye\n") // and the keyboard stays open
+		var exit exec.ExitError
+		if err := k.wait(); !errors.As(err, &exit) || exit.ExitStatus() != 5 {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAVanishedClientTakesItsCommandAlong(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("sleep 1000")
+		for _, tty := range []bool{false, true} {
+			o := remotecommand.StreamOptions{Stdin: strings.NewReader(""), Stdout: io.Discard, Tty: tty}
+			k := connect(t, execURL(t, c, ctr, o, "trap '' HUP TERM; echo begun; (setsid sleep 4441 &); sleep 4441"), tty, nil)
+			k.screen.await(t, "begun")
+			k.hangUp()
+			eventually(t, "the end of the command", func() bool { return ctr.Exec("ps -o args | grep -c '[s]leep 4441' || true") == "0\n" })
+			if err := k.wait(); err == nil {
+				t.Error("the client did not vanish")
+			}
+		}
+	})
+}
+
+func TestExecByWebSocket(t *testing.T) {
+	c := harness.Start(t)
+	ctr := c.RunPod().Run("sleep 1000")
+	o := remotecommand.StreamOptions{Stdin: strings.NewReader(""), Stdout: io.Discard, Stderr: io.Discard}
+	ws := dialWS(t, execURL(t, c, ctr, o, "read line; echo got $line; echo err >&2; exit 3"))
+	defer ws.Close()
+	if _, err := ws.Write([]byte("\x00hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	heard := map[byte]string{}
+	for {
+		var frame []byte
+		if err := websocket.Message.Receive(ws, &frame); err != nil {
+			break
+		}
+		heard[frame[0]] += string(frame[1:])
+	}
+	if heard[1] != "got hello\n" || heard[2] != "err\n" || !strings.Contains(heard[3], `"message":"3"`) {
+		t.Errorf("%q", heard)
+	}
+}
+
+// talk answers every line until its stdin ends.
+const talk = "while read line; do echo got $line; done; echo over; exit 4"
+
+func TestAttachSurvivesARestart(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run(talk, func(cfg *runtime.ContainerConfig) { cfg.Stdin = true })
+		for i, restart := range []func(){func() {}, c.Restart, c.Crash} {
+			restart()
+			k := connect(t, attachURL(t, c, ctr, false), false, nil)
+			line := "line " + strconv.Itoa(i)
+			k.types(line + "\n")
+			k.screen.await(t, "got "+line)
+			if i > 0 && strings.Contains(k.screen.String(), "line 0") {
+				t.Errorf("the past is repeated: %q", k.screen)
+			}
+			if i == 2 {
+				break
+			}
+			if i == 0 {
+				k.hangUp()
+			} else if err := k.keyboard.Close(); err != nil { // which ends nothing
+				t.Error(err)
+			}
+			if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("detaching ended the container: %v", s)
+			}
+			k.hangUp()
+			if err := k.wait(); err == nil {
+				t.Error("the stream ended by itself")
+			}
+		}
+		ctr.Stop(0)
+		if got := ctr.Text(); got != "got line 0\ngot line 1\ngot line 2\n" {
+			t.Errorf("the log: %q", got)
+		}
+	})
+}
+
+func TestStdinOnce(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run(talk, func(cfg *runtime.ContainerConfig) { cfg.Stdin, cfg.StdinOnce = true, true })
+		k := connect(t, attachURL(t, c, ctr, false), false, nil)
+		k.types("x\n")
+		k.screen.await(t, "got x")
+		if err := k.keyboard.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := k.wait(); err != nil || k.screen.String() != "got x\nover\n" {
+			t.Errorf("%v, %q", err, k.screen)
+		}
+		if s := ctr.Wait(); s.ExitCode != 4 {
+			t.Errorf("%v", s)
+		}
+	})
+}
+
+func TestAttachToATerminal(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		ctr := c.RunPod().Run("while read line; do [ $line = bye ] && exit 6; stty size; done", func(cfg *runtime.ContainerConfig) {
+			cfg.Stdin, cfg.StdinOnce, cfg.Tty = true, true, true
+		})
+		terminal := make(sizes, 1)
+		defer close(terminal)
+		terminal <- remotecommand.TerminalSize{Width: 77, Height: 33}
+		k := connect(t, attachURL(t, c, ctr, true), true, terminal)
+		eventually(t, "the size", func() bool { k.types("x\n"); return strings.Contains(k.screen.String(), "33 77") })
+		k.hangUp()
+		if err := k.wait(); err == nil {
+			t.Error("the stream ended by itself")
+		}
+		k = connect(t, attachURL(t, c, ctr, true), true, nil) // as `kubectl attach` after `kubectl run -it`
+		k.types("bye\n")
+		if err := k.wait(); err != nil || ctr.Wait().ExitCode != 6 {
+			t.Errorf("%v, %v", err, ctr.Status())
+		}
+	})
+}
+
+func TestStreamsThatCannotBe(t *testing.T) {
+	c := harness.Start(t)
+	pod := c.RunPod()
+	runs, created := pod.Run("sleep 1000"), pod.Create("true")
+	ctx := c.Context()
+	exec := func(id string, edit func(*runtime.ExecRequest)) error {
+		r := &runtime.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true}
+		edit(r)
+		_, err := c.Runtime.Exec(ctx, r)
+		return err
+	}
+	_, attach := c.Runtime.Attach(ctx, &runtime.AttachRequest{ContainerId: created.ID, Stdout: true})
+	_, forward := c.Runtime.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: "none"})
+	_, port := c.Runtime.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: pod.ID, Port: []int32{70000}})
+	for name, test := range map[string]struct {
+		err  error
+		want codes.Code
+	}{
+		"unknown":          {exec("none", func(*runtime.ExecRequest) {}), codes.NotFound},
+		"not running":      {exec(created.ID, func(*runtime.ExecRequest) {}), codes.FailedPrecondition},
+		"tty and stderr":   {exec(runs.ID, func(r *runtime.ExecRequest) { r.Tty, r.Stderr = true, true }), codes.InvalidArgument},
+		"no stream":        {exec(runs.ID, func(r *runtime.ExecRequest) { r.Stdout = false }), codes.InvalidArgument},
+		"no command":       {exec(runs.ID, func(r *runtime.ExecRequest) { r.Cmd = nil }), codes.InvalidArgument},
+		"attach not begun": {attach, codes.FailedPrecondition},
+		"no pod":           {forward, codes.NotFound},
+		"no port":          {port, codes.InvalidArgument},
+	} {
+		if status.Code(test.err) != test.want {
+			t.Errorf("%s: %v, want %v", name, test.err, test.want)
+		}
+	}
+	o := remotecommand.StreamOptions{Stdout: io.Discard}
+	late := execURL(t, c, runs, o, "true")
+	runs.Stop(0)
+	if err := stream(ctx, t, late, o); err == nil || !strings.Contains(err.Error(), "exited") {
+		t.Errorf("a container that ended meanwhile: %v", err)
+	}
+}
+
+func TestStreamsOverTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := selfSigned(t)
+	config := "[streaming]\n"
+	for name, content := range map[string][]byte{"tls_cert": cert, "tls_key": key, "tls_client_ca": cert} {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		config += name + " = \"" + file + "\"\n"
+	}
+	c := harness.Start(t, harness.Config(config))
+	ctr := c.RunPod().Run("sleep 1000")
+	for _, known := range []bool{true, false} {
+		var out bytes.Buffer
+		o := remotecommand.StreamOptions{Stdout: &out}
+		address := execURL(t, c, ctr, o, "echo hello")
+		with := rest.TLSClientConfig{CAData: cert}
+		if known {
+			with.CertData, with.KeyData = cert, key
+		}
+		err := streamTLS(c.Context(), t, address, with, o)
+		if !strings.HasPrefix(address, "https://127.0.0.1:") || known != (err == nil) || known != (out.String() == "hello\n") {
+			t.Errorf("a client that is known: %v; %s: %v, %q", known, address, err, &out)
+		}
+	}
+}
+
+func TestStreamsEndWithTheDaemon(t *testing.T) {
+	c := harness.Start(t)
+	ctr := c.RunPod().Run("sleep 1000", func(cfg *runtime.ContainerConfig) { cfg.Stdin = true })
+	o := remotecommand.StreamOptions{Stdin: strings.NewReader(""), Stdout: io.Discard}
+	k := connect(t, execURL(t, c, ctr, o, "echo begun; sleep 4442"), false, nil)
+	k.screen.await(t, "begun")
+	a := connect(t, attachURL(t, c, ctr, false), false, nil)
+	a.types("x\n")
+	began := time.Now()
+	if err := c.Node.Stop(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("crid took %v to stop with streams", took)
+	}
+	k.wait()
+	a.wait()
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := ctr.Exec("ps -o args | grep -c '[s]leep 4442' || true"); got != "0\n" {
+		t.Errorf("%s commands live", got)
+	}
+}
+
+// The figures that the harness looks for leaks after: what a stream leaves behind is found by numbers.
+func TestStreamsLeaveNothing(t *testing.T) {
+	c := harness.Start(t)
+	ctr := c.RunPod().Run("read line; echo $line; sleep 100000", func(cfg *runtime.ContainerConfig) { cfg.Stdin = true })
+	monitor := filepath.Join(c.RunRoot, "monitor", ctr.ID)
+	attachOnce := func(hears string) {
+		k := connect(t, attachURL(t, c, ctr, false), false, nil)
+		k.types("x\n")
+		k.screen.await(t, hears)
+		k.hangUp()
+		if err := k.wait(); err == nil {
+			t.Fatal("the stream ended by itself")
+		}
+	}
+	attachOnce("x")
+	files, fds := names(t, monitor), names(t, filepath.Join("/proc", contents(t, monitor, "monitor.pid"), "fd"))
+	for range 100 {
+		attachOnce("")
+	}
+	var clients sync.WaitGroup
+	for worker := range 4 {
+		clients.Go(func() {
+			for i := range 250 {
+				var out bytes.Buffer
+				o := remotecommand.StreamOptions{Stdout: &out, Tty: i%10 == worker}
+				if err := stream(c.Context(), t, execURL(t, c, ctr, o, "echo hello"), o); err != nil || strings.TrimSpace(out.String()) != "hello" {
+					t.Errorf("exec: %v, %q", err, &out)
+					return
+				}
+			}
+		})
+	}
+	clients.Wait()
+	if now := names(t, monitor); len(now) != len(files) {
+		t.Errorf("the monitor's directory has %v, had %v", now, files)
+	}
+	if now := names(t, filepath.Join("/proc", contents(t, monitor, "monitor.pid"), "fd")); len(now) > len(fds) {
+		t.Errorf("the monitor holds %d descriptors, held %d", len(now), len(fds))
+	}
+	if got := ctr.Exec("ps -o pid | wc -l"); got != "5\n" { // the title, sleep, sh, ps, wc
+		t.Errorf("processes in the container: %s", got)
+	}
+}
+
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all
+}
+
+func contents(t *testing.T, dir, name string) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(raw))
+}
