@@ -38,7 +38,7 @@ func TestPortForward(t *testing.T) {
 		tries := 0
 		eventually(t, "an answer of "+to.listen, func() bool {
 			tries++
-			answer := ask(t, conn, tries, to.port)
+			answer := ask(conn, tries, to.port)
 			return strings.Contains(answer, "200 OK") && strings.Contains(answer, "hello from")
 		})
 		if err := conn.Close(); err != nil {
@@ -64,31 +64,26 @@ func dialForward(t *testing.T, address string) streamhttp.Connection {
 	return conn
 }
 
-// ask sends an HTTP request through a port-forward, closes its half and returns the whole answer.
-func ask(t *testing.T, conn streamhttp.Connection, request, port int) string {
-	t.Helper()
+// ask sends an HTTP request through a port-forward, closes its half and returns the whole answer, or what went wrong:
+// where nobody listens yet, the streams are reset at any step.
+func ask(conn streamhttp.Connection, request, port int) string {
 	headers := http.Header{"Port": {strconv.Itoa(port)}, "Requestid": {strconv.Itoa(request)}, "Streamtype": {"error"}}
 	errs, err := conn.CreateStream(headers)
 	if err != nil {
-		t.Fatal(err)
+		return err.Error()
 	}
 	headers.Set("streamType", "data")
 	data, err := conn.CreateStream(headers)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(data, "GET / HTTP/1.0\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(data.Close(), errs.Close()); err != nil {
-		t.Error(err)
-	}
-	answer, err := io.ReadAll(data)
-	if err != nil {
 		return err.Error()
 	}
-	said, err := io.ReadAll(errs)
-	if err != nil {
+	_, err = io.WriteString(data, "GET / HTTP/1.0\r\n\r\n")
+	if err = errors.Join(err, data.Close(), errs.Close()); err != nil {
+		return err.Error()
+	}
+	answer, err := io.ReadAll(data)
+	said, failed := io.ReadAll(errs)
+	if err = errors.Join(err, failed); err != nil {
 		return err.Error()
 	}
 	return string(answer) + string(said)
