@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"strconv"
@@ -33,9 +34,15 @@ func (s *Server) forward(ctx context.Context, pod string, port int32, stream io.
 		return errClosing
 	}
 	defer s.running.Done()
+	if r, ok := stream.(replier); ok {
+		// The client is being told that its SPDY stream is open. A stream that is reset before, as one is for an error,
+		// could never be closed: whoever closes it waits for the reply, for ever.
+		if err := r.SendReply(http.Header{}, false); err != nil {
+			return err
+		}
+	}
 	conn, err := s.connect(ctx, pod, port)
 	if err != nil {
-		settle(ctx, stream)
 		return err
 	}
 	err = join(ctx, conn, stream)
@@ -55,21 +62,9 @@ func (s *Server) connect(ctx context.Context, pod string, port int32) (*net.TCPC
 	return conn, nil
 }
 
-// settle waits until the client has been told that its SPDY stream is open. One that is reset before can never be
-// closed: whoever closes it waits for ever.
-func settle(ctx context.Context, stream io.Writer) {
-	if _, ok := stream.(resetter); !ok {
-		return // no SPDY
-	}
-	open := make(chan struct{})
-	go func() { // ends when the client has been told, at once
-		defer close(open)
-		_, _ = stream.Write(nil) // waits for it; a client takes no notice of nothing
-	}()
-	select {
-	case <-open:
-	case <-ctx.Done():
-	}
+// replier is a stream whose opening is answered; only the first answer counts.
+type replier interface {
+	SendReply(headers http.Header, fin bool) error
 }
 
 // resetter is a stream that can be ended both ways.
