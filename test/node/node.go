@@ -105,37 +105,45 @@ func (n *Node) Again(ctx context.Context) error {
 func (n *Node) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	if err := n.answering(ctx); err != nil {
-		return err
-	}
-	var err error
-	if n.Runtime, err = remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + n.Socket).
-		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx); err != nil {
-		return fmt.Errorf("connect to crid: %w", err)
-	}
-	if n.Images, err = remote.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + n.Socket).
-		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx); err != nil {
-		return fmt.Errorf("connect to crid: %w", err)
-	}
-	return nil
-}
-
-func (n *Node) answering(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		// A crid that was killed left its socket; only one that lives takes a connection.
-		if c, err := net.Dial("unix", n.Socket); err == nil {
-			return c.Close()
+		err := n.dial(ctx)
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-n.exited:
 			return fmt.Errorf("crid ended at once: %w", n.exit)
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", n.Socket, ctx.Err())
+			return fmt.Errorf("connect to crid: %w", err)
 		case <-tick.C:
 		}
 	}
+}
+
+// dial connects both clients once. A killed crid leaves its socket, and a child that it was forking may hold the
+// socket open until it runs its own program: only an answer tells that the new crid is there.
+func (n *Node) dial(ctx context.Context) error {
+	conn, err := net.Dial("unix", n.Socket)
+	if err != nil {
+		return err
+	}
+	if err := conn.Close(); err != nil {
+		return err
+	}
+	runtime, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + n.Socket).
+		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return err
+	}
+	images, err := remote.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + n.Socket).
+		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return errors.Join(err, runtime.Close(ctx))
+	}
+	n.Runtime, n.Images = runtime, images
+	return nil
 }
 
 // Stop asks crid to end and waits; its containers stay.
