@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +82,7 @@ func (e *endpoint) up(ctx context.Context, image string) (*pod, error) {
 	p := &pod{cfg: &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
 		Hostname:     "bench",
-		LogDirectory: filepath.Join(os.TempDir(), "crid-bench-logs", name),
+		LogDirectory: filepath.Join(cmp.Or(isolate.Scratch(), os.TempDir()), "crid-bench-logs", name),
 		Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: e.cgroup,
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: options, Seccomp: seccomp}},
 	}}
