@@ -9,58 +9,20 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/test/bundle"
 	"github.com/crid/crid/test/isolate"
 )
-
-// screen keeps what is written to it, for a test that waits for something to appear.
-type screen struct {
-	mu    sync.Mutex // guards text
-	text  bytes.Buffer
-	wrote chan struct{} // holds a token when there is something new
-}
-
-func newScreen() *screen { return &screen{wrote: make(chan struct{}, 1)} }
-
-func (s *screen) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.text.Write(p)
-	select {
-	case s.wrote <- struct{}{}:
-	default:
-	}
-	return len(p), nil
-}
-
-func (s *screen) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
-}
-
-func (s *screen) await(t *testing.T, words string) {
-	t.Helper()
-	limit := time.After(10 * time.Second)
-	for !strings.Contains(s.String(), words) {
-		select {
-		case <-s.wrote:
-		case <-limit:
-			t.Fatalf("%q did not appear, but %.2000q", words, s)
-		}
-	}
-}
 
 // client is somebody who is attached.
 type client struct {
 	t              *testing.T
-	stdout, stderr *screen
+	stdout, stderr *bundle.Screen
 	keyboard       *io.PipeWriter
 	sizes          chan fact.WindowSize
 	leave          func()
@@ -72,7 +34,7 @@ func attach(t *testing.T, p *Process) *client {
 	t.Helper()
 	ctx, leave := context.WithCancel(t.Context())
 	in, keyboard := io.Pipe()
-	c := &client{t: t, stdout: newScreen(), stderr: newScreen(), keyboard: keyboard, sizes: make(chan fact.WindowSize), leave: leave, ended: make(chan error, 1)}
+	c := &client{t: t, stdout: bundle.NewScreen(), stderr: bundle.NewScreen(), keyboard: keyboard, sizes: make(chan fact.WindowSize), leave: leave, ended: make(chan error, 1)}
 	go func() { // ends with Attach
 		c.ended <- p.Attach(ctx, Streams{Stdin: in, Stdout: c.stdout, Stderr: c.stderr, Resize: c.sizes})
 		in.Close() // as the owner does
@@ -108,11 +70,11 @@ func TestAttachedClientsHearAndAreHeard(t *testing.T) {
 		p := h.run(s)
 		one, two := attach(t, p), attach(t, p)
 		one.typed("a\n")
-		one.stdout.await(t, "out a\n")
-		one.stderr.await(t, "err a\n")
+		one.stdout.Await(t, "out a\n")
+		one.stderr.Await(t, "err a\n")
 		two.typed("b\n")
-		two.stdout.await(t, "out b\n")
-		one.stdout.await(t, "out b\n")
+		two.stdout.Await(t, "out b\n")
+		one.stdout.Await(t, "out b\n")
 		two.leave()
 		if err := two.wait(); !errors.Is(err, context.Canceled) {
 			t.Error(err)
@@ -129,7 +91,7 @@ func TestAttachedClientsHearAndAreHeard(t *testing.T) {
 			if err := c.wait(); err != nil {
 				t.Error(err)
 			}
-			c.stdout.await(t, "out end\n")
+			c.stdout.Await(t, "out end\n")
 		}
 		if strings.Contains(three.stdout.String(), "out a") {
 			t.Errorf("the past is repeated: %q", three.stdout)
@@ -145,20 +107,20 @@ func TestStdinOnceEndsWithItsClient(t *testing.T) {
 		s := h.spec("once", talk)
 		s.Stdin, s.StdinOnce = true, true
 		p := h.run(s)
-		only := newScreen()
+		only := bundle.NewScreen()
 		ctx, leave := context.WithCancel(t.Context())
 		listened := make(chan error, 1)
 		go func() { listened <- p.Attach(ctx, Streams{Stdout: only}) }() // ends by leave
 		c := attach(t, p)
 		c.typed("a\n")
-		c.stdout.await(t, "out a\n")
-		only.await(t, "out a\n")
+		c.stdout.Await(t, "out a\n")
+		only.Await(t, "out a\n")
 		leave() // who only listened ends nothing
 		if err := <-listened; !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 		c.typed("b\n")
-		c.stdout.await(t, "out b\n")
+		c.stdout.Await(t, "out b\n")
 		if err := c.keyboard.Close(); err != nil {
 			t.Error(err)
 		}
@@ -187,7 +149,7 @@ func TestAttachToATerminal(t *testing.T) {
 					t.Fatalf("%q did not appear", want)
 				}
 				first.typed("size\n")
-				<-first.stdout.wrote
+				<-first.stdout.Wrote()
 			}
 		}
 		if err := first.keyboard.Close(); err != nil {
@@ -244,7 +206,7 @@ func TestNobodyLeavesAnythingInASilentContainer(t *testing.T) {
 		}
 		last := attach(t, p)
 		last.typed("heard\n")
-		last.stdout.await(t, "heard\n")
+		last.stdout.Await(t, "heard\n")
 		if err := p.Signal(syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
@@ -284,7 +246,7 @@ func TestAStuckClientDoesNotHoldTheContainer(t *testing.T) {
 		}()
 		other := attach(t, p)
 		other.typed("x\n")
-		other.stdout.await(t, "done x")
+		other.stdout.Await(t, "done x")
 		if err := <-ended; !errors.Is(err, errdef.Exhausted) {
 			t.Error(err)
 		}
@@ -321,7 +283,7 @@ func TestUnreadInputHoldsNobodyWhoLeaves(t *testing.T) {
 		}
 		two := attach(t, p)
 		two.typed("\n")
-		two.stdout.await(t, "heard")
+		two.stdout.Await(t, "heard")
 		two.leave()
 		if err := two.wait(); !errors.Is(err, context.Canceled) {
 			t.Error(err)
@@ -343,7 +305,7 @@ func TestAttachAfterARestart(t *testing.T) {
 		p := h.run(s)
 		before := attach(t, p)
 		before.typed("a\n")
-		before.stdout.await(t, "out a\n")
+		before.stdout.Await(t, "out a\n")
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -360,7 +322,7 @@ func TestAttachAfterARestart(t *testing.T) {
 		if err := after.wait(); err != nil || h.wait(again).Code != 3 {
 			t.Errorf("%v, %+v", err, h.wait(again))
 		}
-		after.stdout.await(t, "out end\n")
+		after.stdout.Await(t, "out end\n")
 	})
 }
 
@@ -378,5 +340,5 @@ func TestAttachBelowALongPath(t *testing.T) {
 	if err := c.wait(); err != nil {
 		t.Error(err)
 	}
-	c.stdout.await(t, "out end\n")
+	c.stdout.Await(t, "out end\n")
 }

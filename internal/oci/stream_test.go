@@ -1,13 +1,11 @@
 package oci
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,44 +13,6 @@ import (
 	"github.com/crid/crid/test/bundle"
 	"github.com/crid/crid/test/isolate"
 )
-
-// screen keeps what is written to it, for a test that waits for something to appear.
-type screen struct {
-	mu    sync.Mutex // guards text
-	text  bytes.Buffer
-	wrote chan struct{} // holds a token when there is something new
-}
-
-func newScreen() *screen { return &screen{wrote: make(chan struct{}, 1)} }
-
-func (s *screen) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.text.Write(p)
-	select {
-	case s.wrote <- struct{}{}:
-	default:
-	}
-	return len(p), nil
-}
-
-func (s *screen) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
-}
-
-func (s *screen) await(t *testing.T, words string) {
-	t.Helper()
-	limit := time.After(10 * time.Second)
-	for !strings.Contains(s.String(), words) {
-		select {
-		case <-s.wrote:
-		case <-limit:
-			t.Fatalf("%q did not appear, but %q", words, s)
-		}
-	}
-}
 
 // stream runs a shell command with s, at a terminal or not. What it returns waits for the end.
 func (b box) stream(ctx context.Context, terminal bool, s Streams, shell string) (wait func() (int, error)) {
@@ -81,14 +41,14 @@ func (b box) stream(ctx context.Context, terminal bool, s Streams, shell string)
 
 func TestStdinEndsWithTheClients(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
-		stdout, stderr := newScreen(), newScreen()
+		stdout, stderr := bundle.NewScreen(), bundle.NewScreen()
 		in, typed := io.Pipe()
 		wait := b.stream(t.Context(), false, Streams{Stdin: in, Stdout: stdout, Stderr: stderr}, "cat; echo over >&2; exit 3")
 		for _, line := range []string{"one\n", "two\n"} {
 			if _, err := io.WriteString(typed, line); err != nil {
 				t.Fatal(err)
 			}
-			stdout.await(t, line)
+			stdout.Await(t, line)
 		}
 		if err := typed.Close(); err != nil {
 			t.Error(err)
@@ -104,7 +64,7 @@ func TestOpenStdinHoldsNobody(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
 		for _, terminal := range []bool{false, true} {
 			in, typed := io.Pipe()
-			stdout, began := newScreen(), time.Now()
+			stdout, began := bundle.NewScreen(), time.Now()
 			code, err := b.stream(t.Context(), terminal, Streams{Stdin: in, Stdout: stdout}, "echo done; exit 4")()
 			if err != nil || code != 4 || strings.TrimSpace(stdout.String()) != "done" || time.Since(began) > 5*time.Second {
 				t.Errorf("terminal %v: %d, %v, %q after %v", terminal, code, err, stdout, time.Since(began))
@@ -120,9 +80,9 @@ func TestOpenStdinHoldsNobody(t *testing.T) {
 func TestUnreadInputIsTaken(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
 		in, typed := io.Pipe()
-		stdout := newScreen()
+		stdout := bundle.NewScreen()
 		wait := b.stream(t.Context(), false, Streams{Stdin: in, Stdout: stdout}, "echo deaf; sleep 0.5")
-		stdout.await(t, "deaf")
+		stdout.Await(t, "deaf")
 		if _, err := io.Copy(typed, io.LimitReader(zeros{}, 4<<20)); err != nil {
 			t.Error(err)
 		}
@@ -145,10 +105,10 @@ func (zeros) Read(p []byte) (int, error) {
 func TestATerminal(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
 		in, typed := io.Pipe()
-		stdout, sizes := newScreen(), make(chan fact.WindowSize)
+		stdout, sizes := bundle.NewScreen(), make(chan fact.WindowSize)
 		wait := b.stream(t.Context(), true, Streams{Stdin: in, Stdout: stdout, Resize: sizes},
 			`echo at $(readlink /proc/self/fd/0); while read line; do case $line in size) echo now $(busybox stty size);; end) exit 5;; *) echo got $line;; esac; done`)
-		stdout.await(t, "at /dev/pts/")
+		stdout.Await(t, "at /dev/pts/")
 		for size, want := range map[fact.WindowSize]string{{Rows: 33, Columns: 111}: "now 33 111", {Rows: 20, Columns: 50}: "now 20 50"} {
 			sizes <- size
 			for limit := time.Now().Add(10 * time.Second); !strings.Contains(stdout.String(), want); {
@@ -159,7 +119,7 @@ func TestATerminal(t *testing.T) {
 					t.Fatal(err)
 				}
 				select {
-				case <-stdout.wrote:
+				case <-stdout.Wrote():
 				case <-time.After(time.Second):
 					t.Fatalf("nothing more after %q", stdout)
 				}
@@ -181,7 +141,7 @@ func TestATerminal(t *testing.T) {
 // The size that a client tells first is in force soon, whoever starts when.
 func TestAnEarlySizeOfATerminalCounts(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
-		sizes, stdout := make(chan fact.WindowSize, 1), newScreen()
+		sizes, stdout := make(chan fact.WindowSize, 1), bundle.NewScreen()
 		sizes <- fact.WindowSize{Rows: 41, Columns: 142}
 		code, err := b.stream(t.Context(), true, Streams{Stdout: stdout, Resize: sizes},
 			`while [ "$(busybox stty size)" != "41 142" ]; do sleep 0.05; done`)()
@@ -194,7 +154,7 @@ func TestAnEarlySizeOfATerminalCounts(t *testing.T) {
 func TestWhatStaysAtATerminalHoldsNobody(t *testing.T) {
 	each(t, func(t *testing.T, b box) {
 		began := time.Now()
-		code, err := b.stream(t.Context(), true, Streams{Stdout: newScreen()}, "trap '' HUP; setsid sleep 4334 & sleep 1.5; exit 6")()
+		code, err := b.stream(t.Context(), true, Streams{Stdout: bundle.NewScreen()}, "trap '' HUP; setsid sleep 4334 & sleep 1.5; exit 6")()
 		if err != nil || code != 6 || time.Since(began) > 10*time.Second {
 			t.Errorf("%d, %v after %v", code, err, time.Since(began))
 		}
@@ -203,13 +163,13 @@ func TestWhatStaysAtATerminalHoldsNobody(t *testing.T) {
 
 // slow takes its time for the first piece.
 type slow struct {
-	screen
+	bundle.Screen
 	late chan struct{}
 }
 
 func (s *slow) Write(p []byte) (int, error) {
 	<-s.late
-	return s.screen.Write(p)
+	return s.Screen.Write(p)
 }
 
 func TestASlowReaderMissesNothing(t *testing.T) {
@@ -240,9 +200,9 @@ func TestAClientThatVanishesTakesItsCommandAlong(t *testing.T) {
 		for _, terminal := range []bool{false, true} {
 			ctx, vanish := context.WithCancel(t.Context())
 			in, typed := io.Pipe()
-			started := newScreen()
+			started := bundle.NewScreen()
 			wait := b.stream(ctx, terminal, Streams{Stdin: in, Stdout: started, Stderr: gone{ctx}}, "echo started; echo x >&2; (setsid sleep 4336 &); trap '' HUP TERM INT; sleep 4336; sleep 4336")
-			started.await(t, "started")
+			started.Await(t, "started")
 			vanish()
 			if _, err := wait(); !errors.Is(err, context.Canceled) {
 				t.Errorf("terminal %v: %v", terminal, err)
@@ -262,7 +222,7 @@ func TestACommandThatCannotRun(t *testing.T) {
 		for _, terminal := range []bool{false, true} {
 			p := bundle.Process("/no/such")
 			p.Terminal = terminal
-			_, err := b.r.Stream(t.Context(), b.id, Exec{Process: p, Cgroup: b.cgroup}, Streams{Stdout: newScreen()})
+			_, err := b.r.Stream(t.Context(), b.id, Exec{Process: p, Cgroup: b.cgroup}, Streams{Stdout: bundle.NewScreen()})
 			if err == nil || !strings.Contains(err.Error(), "/no/such") {
 				t.Errorf("terminal %v: %v", terminal, err)
 			}
@@ -291,7 +251,7 @@ func TestTheLastWordsAtATerminal(t *testing.T) {
 	ways := map[string]int32{"crun": bySocket, "runc": byCopying}
 	each(t, func(t *testing.T, b box) {
 		for i := range 40 {
-			stdout := newScreen()
+			stdout := bundle.NewScreen()
 			code, err := b.stream(t.Context(), true, Streams{Stdout: stdout}, "echo last words; exit 8")()
 			// runc leaves ends of lines to the terminal that it copies to, but tells the other a moment too late.
 			text := strings.Replace(stdout.String(), "\r\r\n", "\r\n", 1)
