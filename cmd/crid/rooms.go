@@ -14,7 +14,6 @@ import (
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/container"
-	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/host"
@@ -31,12 +30,8 @@ import (
 // keptEvents is how many events a slow reader may fall behind.
 const keptEvents = 4096
 
-// The network's garbage is collected once after the start, behind everything else: CNI forbids it beside an
-// attachment in progress, so it is tried at these intervals until a moment is quiet.
-const (
-	gcInterval = 10 * time.Second
-	gcTimeout  = 5 * time.Minute
-)
+// gcRhythm is how often the network's garbage is collected. A quiet moment may be rare: it is looked for often.
+var gcRhythm = network.Rhythm{Period: 10 * time.Minute, Retry: 10 * time.Second}
 
 // rooms is everything that the server stands on.
 type rooms struct {
@@ -323,36 +318,16 @@ func (r *rooms) load(ctx context.Context) {
 	}
 }
 
-// collect removes what nobody has any more, behind everything else.
+// collect removes what nobody has any more, behind everything else, and goes on to do so for the network until ctx ends.
 func (r *rooms) collect(ctx context.Context) {
 	for _, sweep := range r.sweeps {
 		for _, err := range sweep(ctx) {
 			r.log.Warn("collecting what is nobody's; the next start tries again", "err", err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
-	defer cancel()
-	again := time.NewTicker(gcInterval)
-	defer again.Stop()
-	for {
-		err := r.network.GC(ctx, r.pods.Attachments)
-		if !errors.Is(err, errdef.Unavailable) {
-			r.tellGC(err)
-			return
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			r.tellGC(err)
-			return
-		}
-	}
-}
-
-func (r *rooms) tellGC(err error) {
-	if err != nil {
-		r.log.Warn("network attachments that no pod has may be left; the next start tries again", "err", err)
-	}
+	r.network.KeepCollecting(ctx, gcRhythm, r.pods.Attachments, func(err error) {
+		r.log.Warn("network attachments that no pod has may be left until the next collection", "err", err, "in", gcRhythm.Period)
+	})
 }
 
 // pairs splits "name=value" entries, whose form was validated.

@@ -10,7 +10,6 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
@@ -24,15 +23,12 @@ type Config struct {
 	Default  string   // name of the network to use; empty means that of the first file in lexicographic order
 }
 
-// gcShare is what GC takes of the gate: more than all ADDs and DELs that can run at one time.
-const gcShare = 1 << 30
-
 // CNI attaches and detaches network namespaces. All methods may be called at the same time.
 type CNI struct {
 	cfg  Config
 	lib  *libcni.CNIConfig
 	view atomic.Pointer[view]    // what the configuration directory holds; stored by Watch and its goroutine alone
-	gate *semaphore.Weighted     // CNI forbids GC beside ADD and DEL: those take 1, GC takes gcShare
+	gate *gate                   // of ADD and DEL, which GC must not run beside
 	up   func(path string) error // brings the loopback of a namespace up
 }
 
@@ -41,7 +37,7 @@ func New(cfg Config) *CNI {
 	c := &CNI{
 		cfg:  cfg,
 		lib:  libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &plugins{}),
-		gate: semaphore.NewWeighted(gcShare),
+		gate: newGate(),
 		up:   loopbackUp,
 	}
 	c.view.Store(&view{problems: []string{"the network configuration was not read yet"}})
@@ -84,7 +80,7 @@ func (c *CNI) Add(ctx context.Context, r Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
-	leave, err := c.enter(ctx)
+	leave, err := c.gate.enter(ctx)
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
 	}
@@ -119,7 +115,7 @@ func (c *CNI) Del(ctx context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
-	leave, err := c.enter(ctx)
+	leave, err := c.gate.enter(ctx)
 	if err != nil {
 		return fmt.Errorf("detach %s from network %s: %w", r.ID, list.Name, err)
 	}
@@ -174,14 +170,6 @@ func (c *CNI) ask(ctx context.Context, n *network) error {
 		return fmt.Errorf("network %s: %w", n.list.Name, pluginFailure(err))
 	}
 	return nil
-}
-
-// enter counts an ADD or DEL in; it waits while a GC runs.
-func (c *CNI) enter(ctx context.Context) (leave func(), err error) {
-	if err := c.gate.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("wait for the network's garbage collection: %w", err)
-	}
-	return func() { c.gate.Release(1) }, nil
 }
 
 // list parses the recorded conflist.
