@@ -3,12 +3,20 @@
 package integration
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/crid/crid/test/harness"
 )
 
-func TestMain(m *testing.M) { harness.Main(m) }
+// TestMain plays a CNI plugin when it is started by the name of one, else runs the tests.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == faulty {
+		os.Exit(playFaulty())
+	}
+	harness.Main(m)
+}
 
 // runtimes are the handlers that every runtime-dependent test is run with.
 var runtimes = []string{"crun", "runc"}

@@ -191,13 +191,7 @@ func TestHostNetworkPods(t *testing.T) {
 
 func TestANetworkThatComesLater(t *testing.T) {
 	c := harness.Start(t, harness.Conflist(node.NoNetwork))
-	ready := func() bool {
-		s, err := c.Runtime.Status(c.Context(), false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.Status.Conditions[1].Status
-	}
+	ready := func() bool { return networkReady(t, c) }
 	if ready() {
 		t.Fatal("NetworkReady without a conflist")
 	}
@@ -217,6 +211,16 @@ func TestANetworkThatComesLater(t *testing.T) {
 	}
 	eventually(t, "NetworkReady after the directory came back", ready)
 	c.RunPod()
+}
+
+// networkReady is the condition of that name.
+func networkReady(t *testing.T, c *harness.Crid) bool {
+	t.Helper()
+	s, err := c.Runtime.Status(c.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Status.Conditions[1].Status
 }
 
 // eventually waits up to ten seconds until what holds.
