@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -95,9 +96,31 @@ func TestReopenLog(t *testing.T) {
 	calls.Wait()
 }
 
+// TestReopenLogThatIsRepeated asks again for what was done: crid may have crashed before it could tell so.
+func TestReopenLogThatIsRepeated(t *testing.T) {
+	h := newHost(t, "crun", t.TempDir())
+	p, path := h.chatter("repeated")
+	rename(t, path, path+".1")
+	for i := range 5 {
+		if err := p.ReopenLog(t.Context()); err != nil {
+			t.Fatal(i, err)
+		}
+		before, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for now := before; len(now) == len(before); { // it grows a hundred times a second
+			if now, err = os.ReadFile(path); err != nil || !bytes.HasPrefix(now, before) {
+				t.Fatalf("after %d repetitions the log %q has become %q: %v", i, before, now, err)
+			}
+		}
+	}
+}
+
 func TestReopenLogDoesNotWaitForEver(t *testing.T) {
 	h := newHost(t, "crun", t.TempDir())
-	p, _ := h.chatter("stopped")
+	p, path := h.chatter("stopped")
+	rename(t, path, path+".1")
 	if err := p.monitor.signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,8 +28,9 @@ const (
 const reopenWait = 10 * time.Second
 
 // ReopenLog makes the monitor write to a new file at the log path, from which the old one has been moved away,
-// and returns once it exists: Unavailable when the monitor has not made it within ten seconds. On an error there is
-// no new file, unless the monitor still makes it after the wait has ended.
+// and returns once it exists: Unavailable when the monitor has not made it within ten seconds. A log that was not moved
+// away stays: conmon would throw away what is in it. So it may be repeated, also after a restart of crid. On an error
+// there is no new file, unless the monitor still makes it after the wait has ended.
 func (p *Process) ReopenLog(ctx context.Context) error {
 	wait := p.launcher.reopenWait
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("the monitor, process %d, has not done it in %v; is it stopped, or the disk slow? %w",
@@ -65,10 +67,11 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeOld()) }()
-	if err := p.command(ctx, reopenCommand); err != nil {
+	done := func() bool { return p.writesTo(path) } // perhaps by a command that is still under way
+	if err := p.commandUnless(ctx, reopenCommand, done); err != nil {
 		return err
 	}
-	for !isNew(path, old) {
+	for !isNew(path, old) && !done() {
 		select {
 		case <-watcher.Events:
 		case <-watcher.Errors: // events were lost: look again
@@ -96,6 +99,22 @@ func hold(path string) (info fs.FileInfo, closeFile func() error, err error) {
 	return info, f.Close, nil
 }
 
+// writesTo tells whether the monitor has the file at path open.
+func (p *Process) writesTo(path string) bool {
+	at, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	fds, err := os.ReadDir(procFile(p.monitor.pid, "fd"))
+	if err != nil {
+		return false // it ends
+	}
+	return slices.ContainsFunc(fds, func(fd fs.DirEntry) bool {
+		open, err := os.Stat(procFile(p.monitor.pid, "fd/"+fd.Name()))
+		return err == nil && os.SameFile(open, at)
+	})
+}
+
 // isNew tells whether a file other than old is at path.
 func isNew(path string, old fs.FileInfo) bool {
 	now, err := os.Stat(path)
@@ -121,7 +140,12 @@ func (p *Process) logPath() (string, error) {
 
 // command writes a line to the monitor, which must be reading. It waits until the line before has been read: of
 // several that it reads at once conmon 2.1.6 obeys the first, several times.
-func (p *Process) command(ctx context.Context, line string) (err error) {
+func (p *Process) command(ctx context.Context, line string) error {
+	return p.commandUnless(ctx, line, func() bool { return false })
+}
+
+// commandUnless is command, but for what proves to be done once the line before has been read.
+func (p *Process) commandUnless(ctx context.Context, line string, done func() bool) (err error) {
 	select {
 	case p.commanding <- struct{}{}:
 		defer func() { <-p.commanding }()
@@ -141,14 +165,14 @@ func (p *Process) command(ctx context.Context, line string) (err error) {
 		stop()
 		err = errors.Join(err, control.Close())
 	}()
-	if err := writeAlone(control, line); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := writeAlone(control, line, done); !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	return context.Cause(ctx)
 }
 
-// writeAlone writes a line to a FIFO once that is empty.
-func writeAlone(fifo *os.File, line string) error {
+// writeAlone writes a line to a FIFO once that is empty, unless it is done by then.
+func writeAlone(fifo *os.File, line string, done func() bool) error {
 	conn, err := fifo.SyscallConn()
 	if err != nil {
 		return err
@@ -162,6 +186,9 @@ func writeAlone(fifo *os.File, line string) error {
 	err = conn.Write(func(fd uintptr) bool {
 		if !polled(int(fd), unix.POLLOUT, 0) {
 			return false
+		}
+		if done() {
+			return true
 		}
 		_, failed = unix.Write(int(fd), []byte(line))
 		return true
