@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOFLAGS := -tags=$(TAGS) -buildvcs=false
 export GOTOOLCHAIN ?= auto
 
-.PHONY: all build build-test deps test lint unit arch integration demo critest bench install clean
+.PHONY: all build build-test deps test lint unit arch integration demo critest soak bench install clean
 
 all: build
 
@@ -50,6 +50,11 @@ demo:
 # The conformance suite, with a critest from PATH or $$CRITEST.
 critest: build-test
 	go test -count=1 -timeout 60m -v ./test/critest -args -critest
+
+# Pods come and go at random for MINUTES while crid is killed again and again; then nothing may be left.
+MINUTES ?= 10
+soak: deps build-test
+	go test -count=1 -timeout 0 -v ./test/soak -args -soak -minutes $(MINUTES) $(SOAK)
 
 bench: deps build-test
 	CGO_ENABLED=0 go build -o $(BIN)/bench ./test/bench

@@ -1,0 +1,172 @@
+package soak
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/isolate"
+)
+
+var idPattern = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// view is what crid lists.
+type view struct {
+	ready  map[string]bool // pods with a network
+	live   map[string]int  // containers that run or wait to be started, with their process
+	listed map[string]bool // pods and containers
+}
+
+// compareWithKernel looks whether crid has all that its clients made and nothing else, and whether the kernel's
+// processes, cgroups, namespaces and mounts, and the leases, are those of what crid says is there.
+func (s *soak) compareWithKernel(all []*worker) {
+	v := s.look()
+	made := map[string]bool{}
+	for _, w := range all {
+		for _, p := range w.pods {
+			made[p.ID] = true
+			for _, c := range p.containers {
+				made[c.id] = true
+			}
+		}
+	}
+	s.same("made by a client and listed by crid", made, v.listed)
+	for id, pid := range v.live {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil || !strings.Contains(string(raw), "crid-"+id) {
+			s.t.Errorf("container %s is alive to crid, and process %d is not its: %v\n%s", id, pid, err, raw)
+		}
+	}
+	s.same("in a cgroup with processes and alive to crid", s.busyCgroups(v), ids(v.live))
+	s.same("pinned below /run/netns and ready to crid", s.names("/run/netns"), v.ready)
+	s.same("mounted and alive to crid", s.rootfsMounts(), ids(v.live))
+}
+
+// look asks crid for everything.
+func (s *soak) look() view {
+	v := view{ready: map[string]bool{}, live: map[string]int{}, listed: map[string]bool{}}
+	s.call("ListPodSandbox", func(ctx context.Context) error {
+		got, err := s.runtime.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
+		for _, p := range got.GetItems() {
+			v.listed[p.Id] = true
+			if p.State == runtime.PodSandboxState_SANDBOX_READY {
+				v.ready[p.Id] = true
+			}
+		}
+		return err
+	})
+	s.call("ListContainers", func(ctx context.Context) error {
+		got, err := s.runtime.ListContainers(ctx, &runtime.ListContainersRequest{})
+		for _, c := range got.GetContainers() {
+			v.listed[c.Id] = true
+			if c.State == runtime.ContainerState_CONTAINER_RUNNING || c.State == runtime.ContainerState_CONTAINER_CREATED {
+				v.live[c.Id] = s.pid(ctx, c.Id)
+			}
+		}
+		return err
+	})
+	return v
+}
+
+// pid is the process that crid says a container has.
+func (s *soak) pid(ctx context.Context, id string) int {
+	got, err := s.runtime.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	var info struct{ PID int }
+	if err == nil {
+		err = json.Unmarshal([]byte(got.Info["info"]), &info)
+	}
+	if err != nil {
+		s.t.Errorf("pid of container %s: %v", id, err)
+	}
+	return info.PID
+}
+
+// busyCgroups are the containers whose cgroup has a process; pauses and monitors are left out.
+func (s *soak) busyCgroups(v view) map[string]bool {
+	dirs, err := isolate.Cgroups(s.c.Cgroup)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	busy := map[string]bool{}
+	for _, dir := range dirs {
+		id, ours := strings.CutPrefix(filepath.Base(dir), "crid-")
+		if !ours || !idPattern.MatchString(id) || strings.HasPrefix(id, "mon-") || !v.listed[id] && s.isPause(dir) {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err == nil && len(raw) > 0 {
+			busy[id] = true
+		}
+	}
+	return busy
+}
+
+// isPause tells whether the cgroup is that of a pod's pause, which crid does not list.
+func (s *soak) isPause(dir string) bool {
+	raw, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return false
+	}
+	pid, _, _ := strings.Cut(string(raw), "\n")
+	exe, err := os.Readlink("/proc/" + pid + "/exe")
+	return err == nil && filepath.Base(exe) == "pause"
+}
+
+// rootfsMounts are the containers whose root filesystem is mounted.
+func (s *soak) rootfsMounts() map[string]bool {
+	dir := filepath.Join(s.c.RunRoot, "rootfs")
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, info := range infos {
+		if id := idPattern.FindString(filepath.Base(info.Mountpoint)); id != "" && filepath.Dir(info.Mountpoint) == dir {
+			found[id] = true
+		}
+	}
+	return found
+}
+
+// names are the ids in a directory's names.
+func (s *soak) names(dir string) map[string]bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, e := range entries {
+		if id := idPattern.FindString(e.Name()); id != "" {
+			found[id] = true
+		}
+	}
+	return found
+}
+
+func ids(live map[string]int) map[string]bool {
+	all := map[string]bool{}
+	for id := range live {
+		all[id] = true
+	}
+	return all
+}
+
+func (s *soak) same(what string, one, other map[string]bool) {
+	for id := range one {
+		if !other[id] {
+			s.t.Errorf("%s: %s is only the former", what, id)
+		}
+	}
+	for id := range other {
+		if !one[id] {
+			s.t.Errorf("%s: %s is only the latter", what, id)
+		}
+	}
+}
