@@ -41,10 +41,10 @@ var rooms = map[string][]string{
 }
 
 // alone may import nothing of crid's.
-var alone = []string{"internal/config", "internal/fact", "internal/errdef"}
+var alone = []string{"internal/config", "internal/fact", "internal/errdef", "internal/turn"}
 
 // anyImporter may be imported by every room but those that stand alone.
-var anyImporter = []string{"internal/errdef", "internal/fact"}
+var anyImporter = []string{"internal/errdef", "internal/fact", "internal/turn"}
 
 func TestRoomsImportOnlyTheirNeighbours(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}:{{join .Imports " "}}`, "./cmd/...", "./server/...", "./internal/...")

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/crid/crid/internal/turn"
 )
 
 // Files of a monitor directory, which is the container's bundle and the monitor's working directory.
@@ -45,6 +47,7 @@ type Launcher struct {
 	cfg        Config
 	cg         Cgroups
 	reopenWait time.Duration // the constant of that name
+	turns      *turn.Stage   // of creations
 
 	mu    sync.Mutex // guards procs; never held across a wait or the disk
 	procs map[string]*Process
@@ -84,12 +87,16 @@ type Exit struct {
 	Message string
 }
 
+// createsAtOnce is how many containers are created at the same time for each processor: a runtime's `create` is work for
+// one, and hardly waits.
+const createsAtOnce = 4
+
 // New returns a Launcher. It does no I/O: Start makes the directories.
 func New(cfg Config, cg Cgroups) *Launcher {
 	if cfg.Explain == nil {
 		cfg.Explain = strings.TrimSpace
 	}
-	return &Launcher{cfg: cfg, cg: cg, reopenWait: reopenWait, procs: map[string]*Process{}}
+	return &Launcher{cfg: cfg, cg: cg, reopenWait: reopenWait, turns: turn.New(createsAtOnce), procs: map[string]*Process{}}
 }
 
 // Disarm takes away what a container is created from, so that a monitor that nobody knows of and that now reads

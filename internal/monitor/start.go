@@ -42,6 +42,11 @@ func (l *Launcher) Start(ctx context.Context, s Spec) (*Process, error) {
 	if err := l.prepare(s); err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
 	}
+	done, err := l.turns.Take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, createWait)
 	defer cancel()
 	birth, err := l.spawn(ctx, s)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/turn"
 )
 
 // How long a verb may take before its process is killed, whatever the caller's context allows. Hooks run
@@ -44,13 +45,17 @@ type Cgroups interface {
 
 // Runtime runs the verbs of one runtime binary. It may be used concurrently.
 type Runtime struct {
-	cfg Config
-	way atomic.Int32 // how it gives commands terminals
+	cfg   Config
+	way   atomic.Int32 // how it gives commands terminals
+	turns *turn.Stage  // of verbs, but exec: nobody knows how long a command runs
 }
+
+// verbsAtOnce is how many verbs run at the same time for each processor.
+const verbsAtOnce = 4
 
 // New returns the driver of the binary that cfg names.
 func New(cfg Config) *Runtime {
-	return &Runtime{cfg: cfg}
+	return &Runtime{cfg: cfg, turns: turn.New(verbsAtOnce)}
 }
 
 // Config returns what the Runtime was made with.

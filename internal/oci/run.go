@@ -35,6 +35,11 @@ type call struct {
 
 // run runs the binary for c and returns its stdout. The error carries the runtime's own message.
 func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
+	done, err := r.turns.Take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s of container %s: %w", r.cfg.Name, c.verb, c.args[len(c.args)-1], err)
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
 	args := append([]string{"--root", r.cfg.Root, "--log-format", "json", c.verb}, c.args...)
@@ -46,7 +51,7 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 	if c.stdin != nil {
 		cmd.Stdin = bytes.NewReader(c.stdin)
 	}
-	err := cmd.Run()
+	err = cmd.Run()
 	// A hook that keeps the pipes says nothing about the verb, which has succeeded.
 	if err == nil || (errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil) {
 		return stdout.bytes(), nil
