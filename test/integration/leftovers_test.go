@@ -136,13 +136,19 @@ func TestUnreadableRecordsHarmNobodyElse(t *testing.T) {
 // unreadable is what the verbose status tells of records that cannot be read.
 func unreadable(t *testing.T, c *harness.Crid) []string {
 	t.Helper()
+	var info struct{ Unreadable []string }
+	inside(t, c, &info)
+	return info.Unreadable
+}
+
+// inside decodes what the verbose status tells of crid's inside.
+func inside(t *testing.T, c *harness.Crid, info any) {
+	t.Helper()
 	s, err := c.Runtime.Status(c.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var info struct{ Unreadable []string }
-	if err := json.Unmarshal([]byte(s.Info["crid"]), &info); err != nil {
+	if err := json.Unmarshal([]byte(s.Info["crid"]), info); err != nil {
 		t.Fatal(err)
 	}
-	return info.Unreadable
 }

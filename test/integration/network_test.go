@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -25,9 +26,10 @@ import (
 // faulty is the name by which this test binary is a CNI plugin that fails.
 const faulty = "faulty"
 
-// faults is how often the faulty plugin fails, in percent; it is read at each run from the file beside the plugin.
+// faults is what the faulty plugin does wrong; it is read at each run from the file beside the plugin.
 type faults struct {
-	Add, Del int
+	Add, Del int    // how often these fail, in percent
+	Sleep    string // ADD of a pod with this in its name takes ten minutes
 }
 
 // playFaulty is a chained CNI plugin that changes nothing. Of its failures half are an error and half a death. It
@@ -48,6 +50,9 @@ func playFaulty() int {
 		return 9
 	}
 	command := os.Getenv("CNI_COMMAND")
+	if f.Sleep != "" && command == "ADD" && strings.Contains(os.Getenv("CNI_ARGS"), "K8S_POD_NAME="+f.Sleep) {
+		<-time.After(10 * time.Minute)
+	}
 	chance := map[string]int{"ADD": f.Add, "DEL": f.Del}[command]
 	switch n := rand.IntN(100); {
 	case n < chance/2:
@@ -109,10 +114,10 @@ func (n faultyNetwork) write(path string, content []byte) {
 }
 
 // start starts a crid on the network.
-func (n faultyNetwork) start() *harness.Crid {
+func (n faultyNetwork) start(options ...harness.Option) *harness.Crid {
 	n.t.Helper()
-	c := harness.Start(n.t, harness.Quiet(), harness.Conflist(node.NoNetwork), harness.Config(fmt.Sprintf(
-		"[network]\nbin_dirs = [%q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", n.dir)))
+	c := harness.Start(n.t, append(options, harness.Quiet(), harness.Conflist(node.NoNetwork), harness.Config(fmt.Sprintf(
+		"[network]\nbin_dirs = [%q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", n.dir)))...)
 	n.configure(c, "first")
 	return c
 }
@@ -144,14 +149,8 @@ func (n faultyNetwork) del(id string) string {
 // tombstones are what Status tells of networks that could not be detached.
 func tombstones(t *testing.T, c *harness.Crid) []sandbox.Tombstone {
 	t.Helper()
-	s, err := c.Runtime.Status(c.Context(), true)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var info struct{ Tombstones []sandbox.Tombstone }
-	if err := json.Unmarshal([]byte(s.Info["crid"]), &info); err != nil {
-		t.Fatal(err)
-	}
+	inside(t, c, &info)
 	return info.Tombstones
 }
 

@@ -39,27 +39,7 @@ func TestRestartWithAHundredPods(t *testing.T) {
 	c := harness.Start(t, harness.Quiet())
 	c.Pull(images.Busybox)
 	shared := t.TempDir()
-	stay, end := make([]*harness.Container, pods-ending), make([]*harness.Container, ending)
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 8)
-	for i := range pods {
-		slots <- struct{}{}
-		wg.Go(func() { // ends with its container's start
-			defer func() { <-slots }()
-			switch pod := c.RunPod(); {
-			case i < ending:
-				end[i] = pod.Run(counting, sharing(shared))
-			case i < 2*ending:
-				stay[i-ending] = pod.Run("i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done")
-			default:
-				stay[i-ending] = pod.Run("sleep 1000")
-			}
-		})
-	}
-	wg.Wait()
-	if t.Failed() {
-		return
-	}
+	end, stay := manyPods(t, c, shared, ending, pods-ending)
 	pids := map[string]int{}
 	for _, ctr := range stay {
 		pids[ctr.ID] = hostPID(t, c, ctr)
@@ -83,13 +63,7 @@ func TestRestartWithAHundredPods(t *testing.T) {
 		t.Errorf("crid with %d pods took %v to answer at best", pods, best)
 	}
 	for _, ctr := range end { // the first answer is the right one: nothing is waited for
-		s := ctr.Status()
-		if s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode != 7 || s.Reason != "Error" {
-			t.Errorf("a container that ended meanwhile: %v", s)
-		}
-		if at := time.Unix(0, s.FinishedAt); at.Before(stopped.Add(-50*time.Millisecond)) || at.After(gone.Add(50*time.Millisecond)) { // of a coarse clock
-			t.Errorf("it ended at %v; want between %v and %v", at, stopped, gone)
-		}
+		endedBetween(t, ctr.Status(), stopped, gone)
 		noGap(t, ctr.Text())
 	}
 	for _, ctr := range stay {
@@ -102,6 +76,46 @@ func TestRestartWithAHundredPods(t *testing.T) {
 	}
 	if list, err := c.Runtime.ListPodSandbox(c.Context(), &runtime.PodSandboxFilter{State: &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY}}); err != nil || len(list) != pods {
 		t.Errorf("%d pods are ready, %v", len(list), err)
+	}
+}
+
+// manyPods runs pods with a container each: of some it counts until there is a file "stop" in shared, of as many it
+// counts for ever, of the rest it sleeps.
+func manyPods(t *testing.T, c *harness.Crid, shared string, ending, staying int) (end, stay []*harness.Container) {
+	t.Helper()
+	end, stay = make([]*harness.Container, ending), make([]*harness.Container, staying)
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	for i := range ending + staying {
+		slots <- struct{}{}
+		wg.Go(func() { // ends with its container's start
+			defer func() { <-slots }()
+			switch pod := c.RunPod(); {
+			case i < ending:
+				end[i] = pod.Run(counting, sharing(shared))
+			case i < 2*ending:
+				stay[i-ending] = pod.Run("i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done")
+			default:
+				stay[i-ending] = pod.Run("sleep 1000")
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	return end, stay
+}
+
+// endedBetween expects the end of a container that counted.
+func endedBetween(t *testing.T, s *runtime.ContainerStatus, earliest, latest time.Time) {
+	t.Helper()
+	if s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode != 7 || s.Reason != "Error" {
+		t.Errorf("a container that ended meanwhile: %v", s)
+	}
+	const coarse = 50 * time.Millisecond // the clock of files
+	if at := time.Unix(0, s.FinishedAt); at.Before(earliest.Add(-coarse)) || at.After(latest.Add(coarse)) {
+		t.Errorf("it ended at %v; want between %v and %v", at, earliest, latest)
 	}
 }
 

@@ -1,0 +1,223 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+)
+
+// promptly is how soon crid tells of what has happened. The best of a few tries counts: the machine may be busy.
+const promptly = 100 * time.Millisecond
+
+// best repeats a measurement until it is prompt, a few times at the most.
+func best(t *testing.T, what string, measure func() time.Duration) {
+	t.Helper()
+	var took []time.Duration
+	for range 10 {
+		took = append(took, measure())
+		if took[len(took)-1] <= promptly {
+			break
+		}
+	}
+	t.Logf("%s: %v", what, took)
+	if fastest := slices.Min(took); fastest > promptly {
+		t.Errorf("%s took %v at best; want %v", what, fastest, promptly)
+	}
+}
+
+// untilExited asks as fast as it can and returns how long it took, with the status.
+func untilExited(t *testing.T, ctr *harness.Container) (time.Duration, *runtime.ContainerStatus) {
+	t.Helper()
+	began := time.Now()
+	for time.Since(began) < 30*time.Second {
+		if s := ctr.Status(); s.State == runtime.ContainerState_CONTAINER_EXITED {
+			return time.Since(began), s
+		}
+	}
+	t.Fatalf("container %s did not exit", ctr.ID)
+	return 0, nil
+}
+
+// monitorOf is the process that is a container's monitor.
+func monitorOf(t *testing.T, c *harness.Crid, ctr *harness.Container) int {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(c.RunRoot, "monitor", ctr.ID, "monitor.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func kill(t *testing.T, pid int, sig syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAnExitIsToldOnceItIsRecorded ends containers amid a flood of output: as soon as the exit is on record, crid says
+// so, and not before the log is complete.
+func TestAnExitIsToldOnceItIsRecorded(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		best(t, "from the exit record to EXITED", func() time.Duration {
+			ctr := pod.Run("i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; exit 3")
+			record := filepath.Join(c.RunRoot, "exits", ctr.ID)
+			eventually(t, "the exit record", func() bool { _, err := os.Stat(record); return err == nil })
+			took, s := untilExited(t, ctr)
+			if s.ExitCode != 3 {
+				t.Errorf("exit code %d", s.ExitCode)
+			}
+			if text := ctr.Text(); strings.Count(text, "\n") != 20000 {
+				t.Errorf("the log has %d lines when EXITED is told", strings.Count(text, "\n"))
+			}
+			return took
+		})
+	})
+}
+
+// TestAnExitIsToldWhenTheMonitorIsDead kills the monitor, which takes the container along, and both at once.
+func TestAnExitIsToldWhenTheMonitorIsDead(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		for _, both := range []bool{false, true} {
+			best(t, fmt.Sprintf("from the monitor's death to EXITED, the container killed with it: %t", both), func() time.Duration {
+				ctr := pod.Run("sleep 1000")
+				pid, monitor := hostPID(t, c, ctr), monitorOf(t, c, ctr)
+				kill(t, monitor, syscall.SIGKILL)
+				if both {
+					_ = syscall.Kill(pid, syscall.SIGKILL) // crid may have been quicker
+				}
+				took, s := untilExited(t, ctr)
+				if s.ExitCode != 137 && s.ExitCode != 255 || s.Reason != "ExitUnrecorded" || !strings.Contains(s.Message, "monitor") {
+					t.Errorf("the container: code %d, %s %q", s.ExitCode, s.Reason, s.Message)
+				}
+				if syscall.Kill(pid, 0) == nil {
+					t.Error("its process lives on")
+				}
+				return took
+			})
+		}
+	})
+}
+
+// TestAMonitorThatSleepsHidesNoExit stops the monitor, so that nobody records the exit.
+func TestAMonitorThatSleepsHidesNoExit(t *testing.T) {
+	c := harness.Start(t)
+	ctr := c.RunPod().Run("sleep 1000")
+	monitor := monitorOf(t, c, ctr)
+	kill(t, monitor, syscall.SIGSTOP)
+	kill(t, hostPID(t, c, ctr), syscall.SIGKILL)
+	took, s := untilExited(t, ctr)
+	if took > 12*time.Second || took < 8*time.Second { // it waits ten seconds for a monitor that may have a log to write
+		t.Errorf("told after %v", took)
+	}
+	if s.Reason != "ExitUnrecorded" || s.ExitCode != 137 && s.ExitCode != 255 {
+		t.Errorf("the container: code %d, %s %q", s.ExitCode, s.Reason, s.Message)
+	}
+	ctr.Remove()
+	if syscall.Kill(monitor, 0) == nil {
+		t.Error("the monitor outlives its container")
+	}
+}
+
+// TestARecycledPIDIsNobody lets strangers have the pids of a container and of its monitor, which ended while crid was
+// away.
+func TestARecycledPIDIsNobody(t *testing.T) {
+	c := harness.Start(t)
+	pod := c.RunPod()
+	ctr := pod.Run("sleep 1000")
+	pid, monitor := hostPID(t, c, ctr), monitorOf(t, c, ctr)
+	if err := c.Node.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, monitor, syscall.SIGKILL)
+	kill(t, pid, syscall.SIGKILL)
+	record := filepath.Join(c.RunRoot, "exits", ctr.ID)
+	if err := os.Remove(record); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	strangers := []*exec.Cmd{stranger(t, pid), stranger(t, monitor)}
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, s := untilExited(t, ctr); s.ExitCode == 0 || s.Reason != "ExitUnrecorded" {
+		t.Errorf("the container: code %d, %s %q", s.ExitCode, s.Reason, s.Message)
+	}
+	ctr.Stop(0)
+	ctr.Remove()
+	pod.Remove()
+	for _, s := range strangers {
+		if err := s.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Error("a stranger was signalled:", err)
+		}
+		if err := s.Wait(); err == nil || s.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+			t.Errorf("a stranger ended by %v", s.ProcessState)
+		}
+	}
+}
+
+// stranger is a process with this pid.
+func stranger(t *testing.T, pid int) *exec.Cmd {
+	t.Helper()
+	for range 1000 {
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if cmd.Process.Pid == pid {
+			return cmd
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // it was killed
+	}
+	t.Fatalf("pid %d was not to be had", pid)
+	return nil
+}
+
+// TestAProcessThatOutlivesSIGKILLIsNamed stops a container that waits in the kernel for a dead volume.
+func TestAProcessThatOutlivesSIGKILLIsNamed(t *testing.T) {
+	c := harness.Start(t)
+	v := mountStuckVolume(t)
+	pod, other := c.RunPod(), c.RunPod()
+	ctr := pod.Run("while :; do stat /shared >/dev/null; sleep 0.01; done", sharing(v.Dir))
+	v.stuck.Store(true)
+	<-v.asked
+	for range 2 { // it may be repeated
+		_, err := c.Client().StopContainer(c.Context(), &runtime.StopContainerRequest{ContainerId: ctr.ID})
+		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "SIGKILL is survived: process ") || !strings.Contains(err.Error(), " waits in ") {
+			t.Errorf("stop: %v", err)
+		}
+	}
+	if s := ctr.Status(); s.State == runtime.ContainerState_CONTAINER_EXITED {
+		t.Error("EXITED while a process of it lives")
+	}
+	other.Run("sleep 1000").Stop(0)
+	v.abort()
+	ctr.Stop(0)
+	if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_EXITED {
+		t.Errorf("the container, once its volume is gone: %v", s)
+	}
+}
