@@ -84,6 +84,7 @@ type mainProcess struct {
 	monitored bool          // the monitor lives
 	over      chan struct{} // closed once exit is there to be read
 	exit      monitor.Exit
+	told      cgroup.Limits // what the runtime remembers of updates
 }
 
 func newHost(t *testing.T) *host {

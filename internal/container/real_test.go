@@ -384,3 +384,70 @@ func TestRealSharedPIDs(t *testing.T) {
 		}
 	})
 }
+
+// An update takes effect and crid is killed before it is on record: the limits that are told are in force again, and
+// stay so with the updates that follow.
+func TestRealUpdateCutShort(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, h *machine) {
+		m, end := h.open()
+		old := mustStart(t, m, h.request("web", "sleep", "1000"))
+		update := func(c *Container, change *runtime.LinuxContainerResources) {
+			t.Helper()
+			if err := c.Update(t.Context(), change); err != nil {
+				t.Fatal(err)
+			}
+		}
+		update(old, &runtime.LinuxContainerResources{CpuShares: 512})
+		before, err := h.tree.Limits(old.Cgroup())
+		if err == nil {
+			err = old.noteUpdate(func(s *Status) { s.undo = before })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		limit, shares := int64(128<<20), uint64(99)
+		err = old.tell(t.Context(), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit}, CPU: &specs.LinuxCPU{Shares: &shares}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		end()
+		m, end = h.open()
+		defer end()
+		defer h.removeAll(m)
+		if errs := m.Load(t.Context()); len(errs) > 0 {
+			t.Error(errs)
+		}
+		c := loaded(t, m, old)
+		for _, change := range []*runtime.LinuxContainerResources{{}, {CpuQuota: 50000, CpuPeriod: 100000}, {CpuQuota: -1}, {MemoryLimitInBytes: 64 << 20}, {CpuShares: 512}} {
+			update(c, change)
+			now, err := h.tree.Limits(c.Cgroup())
+			if err != nil || now["memory.limit_in_bytes"] != "67108864" || now["memory.memsw.limit_in_bytes"] != "67108864" || now["cpu.shares"] != "512" {
+				t.Errorf("after %v in force: %v, %v", change, now, err)
+			}
+		}
+		if r := c.Status().Resources; r.MemoryLimitInBytes != 64<<20 || r.CpuShares != 512 {
+			t.Errorf("told: %v", r)
+		}
+	})
+}
+
+// A container without a limit of memory takes updates of all else, again and again.
+func TestRealUpdateWithoutMemory(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, h *machine) {
+		m, end := h.open()
+		defer end()
+		defer h.removeAll(m)
+		r := h.request("web", "sleep", "1000")
+		r.Config.Linux.Resources = nil
+		c := mustStart(t, m, r)
+		for _, change := range []*runtime.LinuxContainerResources{{CpuShares: 300}, {CpusetCpus: "0"}, {MemoryLimitInBytes: 64 << 20}, {CpuQuota: -1}, {MemoryLimitInBytes: -1}, {CpuShares: 400}} {
+			if err := c.Update(t.Context(), change); err != nil {
+				t.Errorf("%v: %v", change, err)
+			}
+		}
+		now, err := h.tree.Limits(c.Cgroup())
+		if err != nil || now["cpu.shares"] != "400" || now["cpuset.cpus"] != "0" || len(now["memory.limit_in_bytes"]) < 19 {
+			t.Errorf("in force: %v, %v", now, err)
+		}
+	})
+}

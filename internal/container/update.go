@@ -95,17 +95,19 @@ func (c *Container) update(ctx context.Context, change *runtime.LinuxContainerRe
 	if err != nil {
 		return fmt.Errorf("update %s: %w", c, err)
 	}
-	if err := c.fits(told.Memory); err != nil {
+	if err := c.fits(change.GetMemoryLimitInBytes()); err != nil {
 		return err
 	}
-	before, err := c.m.deps.Limits.Limits(c.plan.Cgroup, slices.Collect(maps.Keys(told.Unified))...)
+	before, err := c.m.deps.Limits.Limits(c.plan.Cgroup, slices.Collect(maps.Keys(change.GetUnified()))...)
 	if err == nil {
 		err = c.noteUpdate(func(s *Status) { s.undo = before })
 	}
 	if err != nil {
 		return c.updateError(err)
 	}
-	err = c.limit(ctx, told)
+	if err = c.tell(ctx, told); err == nil {
+		err = c.m.deps.Limits.SetLimits(c.plan.Cgroup, c.beside(change, before))
+	}
 	if err == nil {
 		err = c.noteUpdate(func(s *Status) { s.undo, s.Resources = nil, after })
 	}
@@ -127,29 +129,29 @@ func (c *Container) updateError(err error) error {
 }
 
 // fits refuses a memory limit that would have the kernel kill at once: v1 refuses it in its own words, v2 kills.
-func (c *Container) fits(m *specs.LinuxMemory) error {
-	if m == nil || m.Limit == nil || *m.Limit < 0 {
+func (c *Container) fits(limit int64) error {
+	if limit <= 0 {
 		return nil
 	}
 	used, err := c.m.deps.Limits.MemoryInUse(c.plan.Cgroup)
 	if err != nil {
 		return c.updateError(err)
 	}
-	if used > uint64(*m.Limit) {
-		return c.wrongState("update", fmt.Sprintf("its memory limit cannot be lowered to %d bytes, it uses %d that the kernel cannot take back", *m.Limit, used))
+	if used > uint64(limit) {
+		return c.wrongState("update", fmt.Sprintf("its memory limit cannot be lowered to %d bytes, it uses %d that the kernel cannot take back", limit, used))
 	}
 	return nil
 }
 
-// limit makes the limits those that told says.
-func (c *Container) limit(ctx context.Context, told *specs.LinuxResources) error {
+// tell has the runtime make the limits those that told says.
+func (c *Container) tell(ctx context.Context, told *specs.LinuxResources) error {
 	rt, err := c.runtime()
 	if err != nil {
 		return err
 	}
-	v2 := c.m.deps.Host.Cgroup == fact.CgroupV2
 	err = rt.Update(ctx, c.id, told)
-	if cpu := told.CPU; err != nil && ctx.Err() == nil && !v2 && cpu != nil && cpu.Quota != nil && *cpu.Quota < 0 {
+	v1 := c.m.deps.Host.Cgroup != fact.CgroupV2
+	if cpu := told.CPU; err != nil && ctx.Err() == nil && v1 && cpu != nil && cpu.Quota != nil && *cpu.Quota < 0 {
 		// crun before 1.9 cannot say "no quota" to cgroup v1. Nothing that it says besides depends on it.
 		rest, restCPU := *told, *cpu
 		restCPU.Quota, rest.CPU = nil, &restCPU
@@ -158,18 +160,24 @@ func (c *Container) limit(ctx context.Context, told *specs.LinuxResources) error
 			err = rt.Update(ctx, c.id, &rest)
 		}
 	}
-	if err != nil || len(told.HugepageLimits) == 0 {
-		return err
+	return err
+}
+
+// beside is what crid itself must write once the runtime has been told of a change: what the change does not speak of
+// as it was before, since runc from 1.2 on sets it to what it was told last, by an update that has been undone it may
+// be, and huge pages, of which runc's update knows nothing.
+func (c *Container) beside(change *runtime.LinuxContainerResources, before cgroup.Limits) cgroup.Limits {
+	mode := c.m.deps.Host.Cgroup
+	limits := maps.Clone(before)
+	for _, file := range spec.LimitFiles(change, mode) {
+		delete(limits, file)
 	}
-	huge := cgroup.Limits{} // of which runc's update knows nothing
-	for _, h := range told.HugepageLimits {
-		file := "hugetlb." + h.Pagesize + ".limit_in_bytes"
-		if v2 {
-			file = "hugetlb." + h.Pagesize + ".max"
+	for _, h := range change.GetHugepageLimits() {
+		if c.m.deps.Host.HasController("hugetlb") {
+			limits[spec.HugepageFile(h.GetPageSize(), mode)] = fmt.Sprint(h.GetLimit())
 		}
-		huge[file] = fmt.Sprint(h.Limit)
 	}
-	return c.m.deps.Limits.SetLimits(c.plan.Cgroup, huge)
+	return limits
 }
 
 // noteUpdate stores and publishes what an update has come to, unless the container has ended.

@@ -23,22 +23,28 @@ const (
 	memoryFile = "memory.limit_in_bytes"
 )
 
-// Update writes shares before it looks at the quota, and thus may leave half of it.
-func (f fakeRuntime) Update(_ context.Context, _ string, res *specs.LinuxResources) error {
+// Update remembers what it has succeeded with and writes that again with everything else that it is told later, as
+// runc from 1.2 on does. It writes shares before it looks at the quota, and thus may leave half of it.
+func (f fakeRuntime) Update(_ context.Context, id string, res *specs.LinuxResources) error {
 	return f.do("runtime update", func() error {
-		limits := f.files()
+		told := maps.Clone(f.mains[id].told)
+		if told == nil {
+			told = cgroup.Limits{}
+		}
 		if res.Memory != nil {
-			limits[memoryFile] = fmt.Sprint(*res.Memory.Limit)
+			told[memoryFile] = fmt.Sprint(*res.Memory.Limit)
 		}
 		if res.CPU != nil && res.CPU.Shares != nil {
-			limits[sharesFile] = fmt.Sprint(*res.CPU.Shares)
+			told[sharesFile] = fmt.Sprint(*res.CPU.Shares)
 		}
+		maps.Copy(f.files(), told)
 		if res.CPU != nil && res.CPU.Quota != nil {
 			if *res.CPU.Quota < 1000 { // so does crun 1.8 on cgroup v1
 				return errors.New("writing file `cpu.cfs_quota_us`: Numerical result out of range")
 			}
-			limits[quotaFile] = fmt.Sprint(*res.CPU.Quota)
+			f.files()[quotaFile] = fmt.Sprint(*res.CPU.Quota)
 		}
+		f.mains[id].told = told
 		return nil
 	})
 }
@@ -175,6 +181,43 @@ func TestAnUpdateThatCridDidNotSurviveIsUndone(t *testing.T) {
 	again, errs := restart(t, h, m, func() {})
 	if len(errs) > 0 || h.file(sharesFile) != "77" || loaded(t, again, c).Status().undo != nil {
 		t.Errorf("%v, in force: %v", errs, h.files())
+	}
+}
+
+// A runtime that remembers an update that crid has undone must not bring it back with the next one.
+func TestAnUndoneUpdateStaysUndone(t *testing.T) {
+	h, m := start(t)
+	r := h.request("web")
+	r.Config.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 4 << 20}
+	c := mustStart(t, m, r)
+	limits := func(limit int64, shares int64) {
+		t.Helper()
+		if err := c.Update(t.Context(), &runtime.LinuxContainerResources{MemoryLimitInBytes: limit, CpuShares: shares}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limits(4<<20, 1024)
+	puts := 0
+	h.wrong = func(_ int, call string) verdict {
+		if call == "record put running" {
+			puts++
+		}
+		if puts == 2 { // the record of the success
+			puts++
+			return failBefore
+		}
+		return right
+	}
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{MemoryLimitInBytes: 8 << 20, CpuShares: 5}); !errors.Is(err, errInjected) {
+		t.Fatal(err)
+	}
+	for _, change := range []*runtime.LinuxContainerResources{{CpuQuota: 5000}, {CpusetCpus: "0"}, {MemoryLimitInBytes: 4 << 20}} {
+		if err := c.Update(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if h.file(memoryFile) != fmt.Sprint(4<<20) || h.file(sharesFile) != "1024" {
+			t.Errorf("after %v in force: %v", change, h.files())
+		}
 	}
 }
 

@@ -56,9 +56,10 @@ func set[T comparable](into *T, value T) {
 	}
 }
 
-// Update is what the runtime must be told so that change becomes true, where after is MergeResources' answer to
-// it: nothing that change does not speak of, but both of a pair (quota and period, memory and swap) of which it
-// names one. Invalid for what cannot be done on this host: an update is applied whole or not at all.
+// Update is what the runtime must be told so that change becomes true, where after is MergeResources' answer to it:
+// what change speaks of, both of a pair (quota and period, memory and swap) of which it names one, and the memory
+// in any case: a runtime that remembers what it was told last would go back to that, even if it has been undone
+// since. Invalid for what cannot be done on this host: an update is applied whole or not at all.
 func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*specs.LinuxResources, error) {
 	full := Resources(after, host)
 	out := &specs.LinuxResources{Unified: unified(change, host)}
@@ -70,13 +71,10 @@ func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*sp
 			return nil, fmt.Errorf("linux.unified: %q cannot be set on this host: cgroups are %s: %w", key, host.Cgroup, errdef.Invalid)
 		}
 	}
-	if change.GetMemoryLimitInBytes() != 0 || change.GetMemorySwapLimitInBytes() != 0 {
-		if out.Memory = full.Memory; out.Memory == nil {
-			return nil, fmt.Errorf("linux.memory_limit_in_bytes: this host has no memory controller: %w", errdef.Invalid)
-		}
-		check := true // runtimes that know it refuse a limit that would kill
-		out.Memory.CheckBeforeUpdate = &check
+	if namesMemory(change) && !host.HasController("memory") {
+		return nil, fmt.Errorf("linux.memory_limit_in_bytes: this host has no memory controller: %w", errdef.Invalid)
 	}
+	out.Memory = updateMemory(full.Memory, host)
 	var err error
 	if out.CPU, err = updateCPU(change, full.CPU, host); err != nil {
 		return nil, err
@@ -87,8 +85,29 @@ func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*sp
 	return out, nil
 }
 
+func namesMemory(r *runtime.LinuxContainerResources) bool {
+	return r.GetMemoryLimitInBytes() != 0 || r.GetMemorySwapLimitInBytes() != 0
+}
+
+func namesTime(r *runtime.LinuxContainerResources) bool {
+	return r.GetCpuPeriod() != 0 || r.GetCpuQuota() != 0
+}
+
+// updateMemory says that there is no limit where none was asked for.
+func updateMemory(full *specs.LinuxMemory, host fact.Host) *specs.LinuxMemory {
+	if full != nil || !host.HasController("memory") {
+		return full
+	}
+	none := int64(-1)
+	m := &specs.LinuxMemory{Limit: &none}
+	if !host.NoSwapLimit {
+		m.Swap = &none
+	}
+	return m
+}
+
 func updateCPU(change *runtime.LinuxContainerResources, full *specs.LinuxCPU, host fact.Host) (*specs.LinuxCPU, error) {
-	time := change.GetCpuPeriod() != 0 || change.GetCpuQuota() != 0
+	time := namesTime(change)
 	places := change.GetCpusetCpus() != "" || change.GetCpusetMems() != ""
 	switch {
 	case !time && !places && change.GetCpuShares() == 0:
@@ -106,4 +125,39 @@ func updateCPU(change *runtime.LinuxContainerResources, full *specs.LinuxCPU, ho
 		out.Shares = full.Shares
 	}
 	return out, nil
+}
+
+// LimitFiles are the files of a container's cgroup that change decides the content of.
+func LimitFiles(change *runtime.LinuxContainerResources, cgroup fact.CgroupMode) []string {
+	files := slices.Collect(maps.Keys(change.GetUnified()))
+	v2 := cgroup == fact.CgroupV2
+	for _, f := range []struct {
+		named  bool
+		v1, v2 []string
+	}{
+		{namesMemory(change), []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}, []string{"memory.max", "memory.swap.max"}},
+		{namesTime(change), []string{"cpu.cfs_quota_us", "cpu.cfs_period_us"}, []string{"cpu.max"}},
+		{change.GetCpuShares() != 0, []string{"cpu.shares"}, []string{"cpu.weight"}},
+		{change.GetCpusetCpus() != "", []string{"cpuset.cpus"}, []string{"cpuset.cpus"}},
+		{change.GetCpusetMems() != "", []string{"cpuset.mems"}, []string{"cpuset.mems"}},
+	} {
+		switch {
+		case f.named && v2:
+			files = append(files, f.v2...)
+		case f.named:
+			files = append(files, f.v1...)
+		}
+	}
+	for _, h := range change.GetHugepageLimits() {
+		files = append(files, HugepageFile(h.GetPageSize(), cgroup))
+	}
+	return files
+}
+
+// HugepageFile is the file of a cgroup that limits huge pages of that size.
+func HugepageFile(pageSize string, cgroup fact.CgroupMode) string {
+	if cgroup == fact.CgroupV2 {
+		return "hugetlb." + pageSize + ".max"
+	}
+	return "hugetlb." + pageSize + ".limit_in_bytes"
 }

@@ -3,6 +3,8 @@ package spec
 import (
 	"encoding/json"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -67,13 +69,14 @@ func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
 		change *resources
 		want   string // "" = Invalid
 	}{
-		{"nothing", v1, &resources{}, `{}`},
-		{"shares alone", v1, &resources{CpuShares: 9}, `{"cpu":{"shares":9}}`},
-		{"a cpuset alone", v1, &resources{CpusetCpus: "0"}, `{"cpu":{"cpus":"0"}}`},
-		{"quota and period are a pair", v1, &resources{CpuQuota: -1}, `{"cpu":{"quota":-1,"period":100000}}`},
-		{"hugepages without a controller", v1, &resources{HugepageLimits: pages("2MB", 0)}, `{}`},
-		{"hugepages", v2, &resources{HugepageLimits: pages("2MB", 0)}, `{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`},
-		{"unified on v2", v2, &resources{Unified: map[string]string{"memory.high": "max"}}, `{"unified":{"memory.high":"max"}}`},
+		{"nothing", v1, &resources{}, `{"memory":{"limit":100,"swap":100}}`},
+		{"shares alone", v1, &resources{CpuShares: 9}, `{"memory":{"limit":100,"swap":100},"cpu":{"shares":9}}`},
+		{"a cpuset alone", v1, &resources{CpusetCpus: "0"}, `{"memory":{"limit":100,"swap":100},"cpu":{"cpus":"0"}}`},
+		{"quota and period are a pair", v1, &resources{CpuQuota: -1}, `{"memory":{"limit":100,"swap":100},"cpu":{"quota":-1,"period":100000}}`},
+		{"memory", v1, &resources{MemoryLimitInBytes: 200}, `{"memory":{"limit":200,"swap":200}}`},
+		{"hugepages without a controller", v1, &resources{HugepageLimits: pages("2MB", 0)}, `{"memory":{"limit":100,"swap":100}}`},
+		{"hugepages", v2, &resources{HugepageLimits: pages("2MB", 0)}, `{"memory":{"limit":100,"swap":100},"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`},
+		{"unified on v2", v2, &resources{Unified: map[string]string{"memory.high": "max"}}, `{"memory":{"limit":100,"swap":100},"unified":{"memory.high":"max"}}`},
 		{"unified on v1", v1, &resources{Unified: map[string]string{"memory.high": "max"}}, ""},
 		{"unified without its controller", v2, &resources{Unified: map[string]string{"io.max": "x"}}, ""},
 		{"no cpuset here", v2, &resources{CpusetCpus: "0"}, ""},
@@ -96,12 +99,35 @@ func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
 			}
 		})
 	}
-	after, err := MergeResources(before, &resources{MemoryLimitInBytes: 200})
-	if err != nil {
-		t.Fatal(err)
+	v1.NoSwapLimit = true
+	for host, want := range map[*fact.Host]string{&v1: `{"memory":{"limit":-1},"cpu":{"shares":9}}`,
+		&v2: `{"memory":{"limit":-1,"swap":-1},"cpu":{"shares":9}}`, {Controllers: []string{"cpu"}}: `{"cpu":{"shares":9}}`} {
+		out, err := Update(&resources{CpuShares: 9}, &resources{CpuShares: 9}, *host)
+		raw, jsonErr := json.Marshal(out)
+		if err != nil || jsonErr != nil || string(raw) != want {
+			t.Errorf("without a limit of memory: got %s, want %s; %v, %v", raw, want, err, jsonErr)
+		}
 	}
-	out, err := Update(&resources{MemoryLimitInBytes: 200}, after, v1)
-	if err != nil || *out.Memory.Limit != 200 || !*out.Memory.CheckBeforeUpdate || out.CPU != nil {
-		t.Errorf("got %+v, %v", out, err)
+}
+
+func TestLimitFiles(t *testing.T) {
+	for _, c := range []struct {
+		change *resources
+		v1, v2 string
+	}{
+		{&resources{OomScoreAdj: 5}, "", ""},
+		{&resources{MemorySwapLimitInBytes: 1}, "memory.limit_in_bytes memory.memsw.limit_in_bytes", "memory.max memory.swap.max"},
+		{&resources{CpuShares: 2, CpuPeriod: 3}, "cpu.cfs_period_us cpu.cfs_quota_us cpu.shares", "cpu.max cpu.weight"},
+		{&resources{CpusetCpus: "0", CpusetMems: "0"}, "cpuset.cpus cpuset.mems", "cpuset.cpus cpuset.mems"},
+		{&resources{HugepageLimits: pages("2MB", 1)}, "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"},
+		{&resources{Unified: map[string]string{"pids.max": "5"}}, "pids.max", "pids.max"},
+	} {
+		for mode, want := range map[fact.CgroupMode]string{fact.CgroupV1: c.v1, fact.CgroupV2: c.v2} {
+			got := LimitFiles(c.change, mode)
+			slices.Sort(got)
+			if strings.Join(got, " ") != want {
+				t.Errorf("%v on %s: %v, want %s", c.change, mode, got, want)
+			}
+		}
 	}
 }
