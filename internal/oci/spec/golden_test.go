@@ -154,6 +154,10 @@ func securityVariants() []variant {
 			editResources(in)
 			in.Host.Cgroup, in.Host.Controllers = fact.CgroupV1, []string{"cpu", "memory"}
 		}},
+		{"resources-limited-swap", func(in *Input) {
+			editResources(in)
+			in.Config.Linux.Resources.Unified = map[string]string{"memory.swap.max": "16777216", "pids.max": "100"}
+		}},
 		{"host-namespaces", func(in *Input) {
 			in.Pod.NetNS, in.Pod.IPCNS, in.Pod.UTSNS, in.Pod.Shm = "", "", "", ""
 			security(in).NamespaceOptions.Pid = runtime.NamespaceMode_NODE

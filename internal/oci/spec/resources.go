@@ -47,7 +47,7 @@ func Resources(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxR
 }
 
 // memory knows that swap is the sum of memory and swap space, in the CRI as in the OCI, and that a container
-// whose swap limit is not specified must not swap.
+// whose swap limit is not specified must not swap, unless unified says how much it may: so does the kubelet on v2.
 func memory(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxMemory {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	if swap == 0 {
@@ -57,13 +57,19 @@ func memory(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxMemo
 	if limit != 0 {
 		m.Limit = &limit
 	}
-	if swap != 0 && !host.NoSwapLimit {
+	if swap != 0 && limitsSwap(r, host) {
 		m.Swap = &swap
 	}
 	if *m == (specs.LinuxMemory{}) {
 		return nil
 	}
 	return m
+}
+
+// limitsSwap tells whether the CRI's fields decide how much swap space there is.
+func limitsSwap(r *runtime.LinuxContainerResources, host fact.Host) bool {
+	_, own := r.GetUnified()["memory.swap.max"]
+	return !host.NoSwapLimit && !(own && host.Cgroup == fact.CgroupV2)
 }
 
 func cpu(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxCPU {

@@ -57,15 +57,12 @@ func set[T comparable](into *T, value T) {
 }
 
 // Update is what the runtime must be told so that change becomes true, where after is MergeResources' answer to it:
-// what change speaks of, both of a pair (quota and period, memory and swap) of which it names one, and the memory
-// in any case: a runtime that remembers what it was told last would go back to that, even if it has been undone
-// since. Invalid for what cannot be done on this host: an update is applied whole or not at all.
+// what change speaks of, both of a pair (quota and period, memory and swap) of which it names one, and in any case
+// the memory and what unified says. A runtime that remembers what it was told last would go back to that memory, even
+// if it has been undone since, and that overwrites files of which unified decides. Invalid for what cannot be done on this host: an update is applied whole or not at all.
 func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*specs.LinuxResources, error) {
 	full := Resources(after, host)
-	out := &specs.LinuxResources{Unified: unified(change, host)}
-	if host.Cgroup != fact.CgroupV2 {
-		out.Unified = nil
-	}
+	out := &specs.LinuxResources{Unified: full.Unified}
 	for _, key := range slices.Sorted(maps.Keys(change.GetUnified())) {
 		if _, ok := out.Unified[key]; !ok {
 			return nil, fmt.Errorf("linux.unified: %q cannot be set on this host: cgroups are %s: %w", key, host.Cgroup, errdef.Invalid)
@@ -74,7 +71,7 @@ func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*sp
 	if namesMemory(change) && !host.HasController("memory") {
 		return nil, fmt.Errorf("linux.memory_limit_in_bytes: this host has no memory controller: %w", errdef.Invalid)
 	}
-	out.Memory = updateMemory(full.Memory, host)
+	out.Memory = updateMemory(after, full.Memory, host)
 	var err error
 	if out.CPU, err = updateCPU(change, full.CPU, host); err != nil {
 		return nil, err
@@ -94,13 +91,13 @@ func namesTime(r *runtime.LinuxContainerResources) bool {
 }
 
 // updateMemory says that there is no limit where none was asked for.
-func updateMemory(full *specs.LinuxMemory, host fact.Host) *specs.LinuxMemory {
+func updateMemory(after *runtime.LinuxContainerResources, full *specs.LinuxMemory, host fact.Host) *specs.LinuxMemory {
 	if full != nil || !host.HasController("memory") {
 		return full
 	}
 	none := int64(-1)
 	m := &specs.LinuxMemory{Limit: &none}
-	if !host.NoSwapLimit {
+	if limitsSwap(after, host) {
 		m.Swap = &none
 	}
 	return m

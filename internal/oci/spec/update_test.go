@@ -99,6 +99,23 @@ func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
 			}
 		})
 	}
+	// As the kubelet asks for it under LimitedSwap.
+	limited := &resources{MemoryLimitInBytes: 100, Unified: map[string]string{"memory.swap.max": "50", "cpu.weight": "7"}}
+	for want, change := range map[string]*resources{
+		`{"memory":{"limit":100},"cpu":{"shares":9},"unified":{"cpu.weight":"7","memory.swap.max":"50"}}`: {CpuShares: 9},
+		`{"memory":{"limit":200},"unified":{"cpu.weight":"7","memory.max":"9","memory.swap.max":"60"}}`:   {MemoryLimitInBytes: 200, Unified: map[string]string{"memory.swap.max": "60", "memory.max": "9"}},
+		`{"memory":{"limit":100},"unified":{"cpu.weight":"7","memory.swap.max":"50"}}`:                    {},
+	} {
+		after, err := MergeResources(limited, change)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := Update(change, after, v2)
+		raw, jsonErr := json.Marshal(out)
+		if err != nil || jsonErr != nil || string(raw) != want {
+			t.Errorf("beside unified: got %s, want %s; %v, %v", raw, want, err, jsonErr)
+		}
+	}
 	v1.NoSwapLimit = true
 	for host, want := range map[*fact.Host]string{&v1: `{"memory":{"limit":-1},"cpu":{"shares":9}}`,
 		&v2: `{"memory":{"limit":-1,"swap":-1},"cpu":{"shares":9}}`, {Controllers: []string{"cpu"}}: `{"cpu":{"shares":9}}`} {
