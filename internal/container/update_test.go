@@ -221,6 +221,31 @@ func TestAnUndoneUpdateStaysUndone(t *testing.T) {
 	}
 }
 
+// runc's update knows nothing of huge pages but what the container was made with, and that it brings back each time.
+func TestUpdateLimitsHugePages(t *testing.T) {
+	const file = "hugetlb.2MB.limit_in_bytes"
+	h, m := start(t)
+	m.deps.Host.Controllers, m.deps.Host.PageSizes = []string{"cpu", "memory", "hugetlb"}, []string{"2MB"}
+	c := mustStart(t, m, h.request("web"))
+	h.files()[file] = "0"
+	h.mains[c.ID()].told = cgroup.Limits{file: "0"}
+	for _, step := range []struct {
+		size string
+		kind error
+	}{{"2MB", nil}, {"", nil}, {"1GB", errdef.Invalid}, {"", nil}} {
+		change := &runtime.LinuxContainerResources{CpuShares: 7}
+		if step.size != "" {
+			change.HugepageLimits = []*runtime.HugepageLimit{{PageSize: step.size, Limit: 4 << 20}}
+		}
+		if err := c.Update(t.Context(), change); !errors.Is(err, step.kind) {
+			t.Errorf("%q: %v", step.size, err)
+		}
+		if got := h.file(file); got != "4194304" {
+			t.Errorf("after %q in force: %s", step.size, got)
+		}
+	}
+}
+
 // One update hangs: the container stops all the same, and the update that waits behind it ends with its client.
 func TestAHangingUpdateHoldsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -21,6 +21,7 @@ type Host struct {
 	Kernel      string // uname -r
 	Cgroup      CgroupMode
 	Controllers []string // cgroup controllers that are mounted (v1) or enabled at the root (v2)
+	PageSizes   []string // of huge pages, as hugetlb cgroups name them ("2MB")
 	NoSwapLimit bool     // the memory controller cannot limit swap space (swapaccount=0, kernels without)
 	OOMScoreAdj int      // crid's own: without RaiseLimits nothing may be started below it
 	RaiseLimits bool     // CAP_SYS_RESOURCE: rlimits may be raised, oom_score_adj lowered

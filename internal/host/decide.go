@@ -34,7 +34,28 @@ func decide(r reading) (fact.Host, error) {
 		return fact.Host{}, err
 	}
 	host.NoSwapLimit = r.noSwapLimit()
-	return host, nil
+	host.PageSizes, err = r.pageSizes()
+	return host, err
+}
+
+// pageSizes names the sizes of huge pages in the greatest unit that fits, as the kernel names its files.
+func (r reading) pageSizes() ([]string, error) {
+	var names []string
+	for _, dir := range r.hugepages {
+		text := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(dir), "hugepages-"), "kB")
+		size, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("parse the size of huge pages: %w", err)
+		}
+		unit := "KB"
+		for _, greater := range []string{"MB", "GB"} {
+			if size >= 1024 {
+				size, unit = size/1024, greater
+			}
+		}
+		names = append(names, fmt.Sprint(size, unit))
+	}
+	return names, nil
 }
 
 // noSwapLimit tells whether memory can be limited and swap cannot. Where there is no cgroup to tell by, as on a v2

@@ -47,6 +47,7 @@ type reading struct {
 	uidMap      string   // /proc/self/uid_map; empty without user namespaces
 	appArmor    string   // /sys/module/apparmor/parameters/enabled; empty without
 	memory      []string // files of cgroups that limit memory, and swap where that can be limited
+	hugepages   []string // directories of /sys/kernel/mm/hugepages, one for each size
 	filters     error    // what prctl(2) says to a seccomp filter at address 0
 }
 
@@ -91,6 +92,9 @@ func read() (reading, error) {
 			return r, fmt.Errorf("look for memory limits: %w", err)
 		}
 		r.memory = append(r.memory, files...)
+	}
+	if r.hugepages, err = filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB"); err != nil {
+		return r, fmt.Errorf("look for huge pages: %w", err)
 	}
 	r.filters = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0) // sets none: see decide
 	return r, nil

@@ -38,6 +38,7 @@ func modern(t *testing.T) reading {
 		bootID: "b7", release: "6.12.0", rootMagic: unix.CGROUP2_SUPER_MAGIC, mounts: parse(t, mountsV2),
 		cgroups: "0::/system.slice/crid.service\n", controllers: "cpuset cpu io memory hugetlb pids", oomScoreAdj: "-999",
 		status: allCaps, uidMap: "         0          0 4294967295", appArmor: "Y", filters: unix.EFAULT,
+		hugepages: []string{"/x/hugepages-1048576kB", "/x/hugepages-2048kB", "/x/hugepages-64kB"},
 	}
 }
 
@@ -54,6 +55,7 @@ func TestDecide(t *testing.T) {
 	full := fact.Host{
 		BootID: "b7", Kernel: "6.12.0", Cgroup: fact.CgroupV2, OOMScoreAdj: -999, RaiseLimits: true,
 		Controllers: []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"}, Seccomp: true, AppArmor: true, SELinux: true,
+		PageSizes: []string{"1GB", "2MB", "64KB"},
 	}
 	legacy := func(mounts string) func(*reading) {
 		return func(r *reading) {

@@ -79,6 +79,7 @@ func example() Input {
 		Host: fact.Host{
 			Cgroup:      fact.CgroupV2,
 			Controllers: []string{"cpu", "cpuset", "memory", "pids", "hugetlb", "io"},
+			PageSizes:   []string{"2MB", "1GB"},
 			RaiseLimits: true,
 		},
 		Handler: fact.Handler{Name: "crun", SpecVersion: "1.0.2"},

@@ -16,6 +16,9 @@ import (
 // setResources leaves out "no limit", which is how a new cgroup starts: crun 1.8 writes a quota of -1 in a way
 // that cgroup v1 refuses.
 func setResources(s *specs.Spec, in Input) error {
+	if err := checkHost("linux.resources", in.Config.GetLinux().GetResources(), in.Host); err != nil {
+		return err
+	}
 	r := Resources(in.Config.GetLinux().GetResources(), in.Host)
 	r.Devices = s.Linux.Resources.Devices
 	if r.CPU != nil && r.CPU.Quota != nil && *r.CPU.Quota < 0 {
@@ -108,6 +111,18 @@ func unified(r *runtime.LinuxContainerResources, host fact.Host) map[string]stri
 		out[key] = value
 	}
 	return out
+}
+
+// checkHost refuses what this host cannot limit. Huge pages are left out where it cannot limit them at all: the
+// kubelet limits every size of page there is, of every container.
+func checkHost(field string, r *runtime.LinuxContainerResources, host fact.Host) error {
+	for _, h := range r.GetHugepageLimits() {
+		if host.HasController("hugetlb") && !slices.Contains(host.PageSizes, h.GetPageSize()) {
+			return fmt.Errorf("%s.hugepage_limits: this host has no huge pages of size %q, it has %q: %w",
+				field, h.GetPageSize(), host.PageSizes, errdef.Invalid)
+		}
+	}
+	return nil
 }
 
 // ValidateResources refuses values that no kernel takes. field is where r stands in the CRI's message, for

@@ -39,6 +39,9 @@ func TestBuildRefuses(t *testing.T) {
 			in.Host.RaiseLimits = false
 			security(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_RESOURCE"}}
 		}},
+		{"huge pages of another machine", errdef.Invalid, `linux.resources.hugepage_limits: this host has no huge pages of size "3MB"`, func(in *Input) {
+			in.Config.Linux.Resources = &runtime.LinuxContainerResources{HugepageLimits: pages("2MB", 0, "3MB", 0)}
+		}},
 		{"unknown capability", errdef.Invalid, `drop_capabilities: unknown capability "FLY"`, func(in *Input) {
 			security(in).Capabilities = &runtime.Capability{DropCapabilities: []string{"FLY"}}
 		}},

@@ -61,6 +61,9 @@ func set[T comparable](into *T, value T) {
 // the memory and what unified says. A runtime that remembers what it was told last would go back to that memory, even
 // if it has been undone since, and that overwrites files of which unified decides. Invalid for what cannot be done on this host: an update is applied whole or not at all.
 func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*specs.LinuxResources, error) {
+	if err := checkHost("linux", change, host); err != nil {
+		return nil, err
+	}
 	full := Resources(after, host)
 	out := &specs.LinuxResources{Unified: full.Unified}
 	for _, key := range slices.Sorted(maps.Keys(change.GetUnified())) {

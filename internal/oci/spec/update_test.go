@@ -61,7 +61,7 @@ func pages(sizesAndLimits ...any) (all []*runtime.HugepageLimit) {
 
 func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
 	v1 := fact.Host{Cgroup: fact.CgroupV1, Controllers: []string{"cpu", "cpuset", "memory"}}
-	v2 := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "memory", "hugetlb"}}
+	v2 := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "memory", "hugetlb"}, PageSizes: []string{"2MB"}}
 	before := &resources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 2, MemoryLimitInBytes: 100}
 	for _, c := range []struct {
 		name   string
@@ -76,6 +76,7 @@ func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
 		{"memory", v1, &resources{MemoryLimitInBytes: 200}, `{"memory":{"limit":200,"swap":200}}`},
 		{"hugepages without a controller", v1, &resources{HugepageLimits: pages("2MB", 0)}, `{"memory":{"limit":100,"swap":100}}`},
 		{"hugepages", v2, &resources{HugepageLimits: pages("2MB", 0)}, `{"memory":{"limit":100,"swap":100},"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`},
+		{"hugepages of another machine", v2, &resources{HugepageLimits: pages("2MB", 0, "16GB", 0)}, ""},
 		{"unified on v2", v2, &resources{Unified: map[string]string{"memory.high": "max"}}, `{"memory":{"limit":100,"swap":100},"unified":{"memory.high":"max"}}`},
 		{"unified on v1", v1, &resources{Unified: map[string]string{"memory.high": "max"}}, ""},
 		{"unified without its controller", v2, &resources{Unified: map[string]string{"io.max": "x"}}, ""},
