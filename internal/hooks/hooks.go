@@ -25,10 +25,9 @@ import (
 type Hooks struct {
 	dirs []string
 
-	mu    sync.Mutex // guards what follows; held while files are read, so that one reading serves all who wait
-	seen  string     // what the directories looked like when all was read
-	all   []hook     // in the order in which they are added
-	fault error      // why all cannot be relied on
+	mu   sync.Mutex // guards what follows; held while files are read, so that one reading serves all who wait
+	seen string     // what the directories looked like when all was read without a fault
+	all  []hook     // in the order in which they are added
 
 	known atomic.Pointer[string] // what the last look found wrong
 }
@@ -85,11 +84,16 @@ func (h *Hooks) look() ([]hook, error) {
 	if err != nil {
 		return nil, err
 	}
-	if look != h.seen {
-		h.all, h.fault = read(files)
-		h.seen = look
+	if look == h.seen {
+		return h.all, nil
 	}
-	return h.all, h.fault
+	// A fault is looked for again each time: it may be in the hook's program, of which the directories tell nothing.
+	all, err := read(files)
+	if err != nil {
+		return nil, err
+	}
+	h.all, h.seen = all, look
+	return all, nil
 }
 
 // list finds the files that count, by name, and how they look from outside: the same look means the same content.

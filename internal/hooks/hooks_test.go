@@ -160,6 +160,20 @@ func TestFaultsNameTheFile(t *testing.T) {
 			t.Errorf("%s: mended: %v, told as %q", c.name, err, h.Fault())
 		}
 	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "late")
+	write(t, filepath.Join(dir, "x.json"), strings.Replace(good, "/bin/true", program, 1))
+	h := New([]string{dir})
+	if err := h.Check(); err == nil {
+		t.Error("a program that is not there")
+	}
+	write(t, program, "#!/bin/sh\n")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Check(); err != nil || h.Fault() != "" {
+		t.Errorf("its program is installed: %v, told as %q", err, h.Fault())
+	}
 	in := `{"version": "1.0.0", "hook": {"path": "/in/container"}, "when": {"always": true}, "stages": ["startContainer"]}`
 	if _, err := parse([]byte(in)); err != nil {
 		t.Errorf("a program of the container: %v", err)
