@@ -212,7 +212,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"unknown handler", func(r *Request) { r.Pod.Handler = "gvisor" }, errdef.Invalid},
 		{"unknown stop signal of the image", func(r *Request) { r.Image.Config.StopSignal = "SIGNONE" }, errdef.Invalid},
 		{"missing image", func(r *Request) { r.Image.ID = "none" }, errdef.NotFound},
-		{"unknown user", func(r *Request) { r.Config.Linux.SecurityContext.RunAsUsername = "nobody-here" }, errdef.NotFound},
+		{"unknown user", func(r *Request) { r.Config.Linux.SecurityContext.RunAsUsername = "nobody-here" }, errdef.Invalid},
 		{"relative source", func(r *Request) { r.Config.Mounts = []*runtime.Mount{{HostPath: "x", ContainerPath: "/x"}} }, errdef.Invalid},
 		{"image volume", func(r *Request) {
 			r.Config.Mounts = []*runtime.Mount{{Image: &runtime.ImageSpec{Image: "x"}, ContainerPath: "/x"}}

@@ -92,7 +92,7 @@ func (c *Container) lookUpUser(_ context.Context, in *spec.Input) error {
 	if err != nil {
 		return err
 	}
-	in.User, err = spec.ResolveUser(spec.Accounts{Passwd: passwd, Group: group}, c.config.GetLinux().GetSecurityContext(), in.Image.User)
+	in.User, err = spec.ResolveUser(spec.Accounts{Passwd: passwd, Group: group}, c.config, in.Image.User)
 	return err
 }
 

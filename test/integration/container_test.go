@@ -221,9 +221,9 @@ func TestBadContainersLeaveNothing(t *testing.T) {
 	c := harness.Start(t)
 	pod := c.RunPod()
 	for name, edit := range map[string]func(*runtime.ContainerConfig){
-		"linux.security_context.run_as_group": security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsGroup = &runtime.Int64Value{Value: 5} }),
-		"nonesuch":                            security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsUsername = "nonesuch" }),
-		"\"NONESUCH\"": security(func(s *runtime.LinuxContainerSecurityContext) {
+		"linux.security_context.run_as_group":                     security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsGroup = &runtime.Int64Value{Value: 5} }),
+		`linux.security_context.run_as_username: user "nonesuch"`: security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsUsername = "nonesuch" }),
+		"add_capabilities: unknown capability \"NONESUCH\"": security(func(s *runtime.LinuxContainerSecurityContext) {
 			s.Capabilities = &runtime.Capability{AddCapabilities: []string{"NONESUCH"}}
 		}),
 		"log_path": func(cfg *runtime.ContainerConfig) { cfg.LogPath = "../../escape.log" },
@@ -240,8 +240,12 @@ func TestBadContainersLeaveNothing(t *testing.T) {
 		"nonesuch:latest": func(cfg *runtime.ContainerConfig) { cfg.Image.Image = "nonesuch:latest" },
 	} {
 		_, err := pod.TryCreate(pod.ContainerConfig("true", edit))
-		if err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("want an error that names %s, got %v", name, err)
+		want := codes.InvalidArgument
+		if name == "nonesuch:latest" {
+			want = codes.NotFound
+		}
+		if status.Code(err) != want || !strings.Contains(err.Error(), name) {
+			t.Errorf("want %s and %s, got %v", want, name, err)
 		}
 	}
 	list, err := c.Runtime.ListContainers(c.Context(), nil)

@@ -21,28 +21,29 @@ type Accounts struct {
 	Passwd, Group []byte
 }
 
-// ResolveUser finds out who a container's process is: the CRI's user and group or else the image's User.
+// ResolveUser finds out who the container's process is: the CRI's user and group or else the image's User.
 // Group memberships from the group file count under the policy Merge, not under Strict; the primary group is
-// always among the additional ones, so that leaving it at run time gains nothing. What cannot be parsed is
-// Invalid, a name that the files do not have is NotFound.
-func ResolveUser(a Accounts, sc *runtime.LinuxContainerSecurityContext, imageUser string) (User, error) {
-	who, group, err := identity(sc, imageUser)
-	if err != nil {
+// always among the additional ones, so that leaving it at run time gains nothing. What cannot be parsed and a name
+// that the files do not have are Invalid, with the field or the image that it comes from.
+func ResolveUser(a Accounts, c *runtime.ContainerConfig, imageUser string) (User, error) {
+	sc := securityContext(c)
+	if err := validateUser(sc); err != nil {
 		return User{}, err
 	}
-	account, err := findUser(a.Passwd, who)
+	who, group := identity(sc, fmt.Sprintf("image %s: User", imageName(c)), imageUser)
+	account, err := findUser(a.Passwd, who.text)
 	if err != nil {
-		return User{}, err
+		return User{}, fmt.Errorf("%s: %w", who.field, err)
 	}
-	if group != "" {
-		account.Gid, err = findGroup(a.Group, group)
+	if group.text != "" {
+		account.Gid, err = findGroup(a.Group, group.text)
 		if err != nil {
-			return User{}, err
+			return User{}, fmt.Errorf("%s: %w", group.field, err)
 		}
 	}
 	groups, err := additional(a, sc, account)
 	if err != nil {
-		return User{}, err
+		return User{}, fmt.Errorf("%s: %w", who.field, err)
 	}
 	home := account.Home
 	if !strings.HasPrefix(home, "/") {
@@ -51,22 +52,23 @@ func ResolveUser(a Accounts, sc *runtime.LinuxContainerSecurityContext, imageUse
 	return User{UID: uint32(account.Uid), GID: uint32(account.Gid), Additional: groups, Home: home}, nil
 }
 
-// identity answers the user and the group as text: a name, a number, or "" for unspecified.
-func identity(sc *runtime.LinuxContainerSecurityContext, imageUser string) (who, group string, err error) {
-	if err := validateUser(sc); err != nil {
-		return "", "", err
-	}
+// asked is a user or a group as it was asked for: a name, a number, or "" for unspecified.
+type asked struct{ field, text string }
+
+// identity answers which user and group count.
+func identity(sc *runtime.LinuxContainerSecurityContext, imageField, imageUser string) (who, group asked) {
+	const field = "linux.security_context."
 	if g := sc.GetRunAsGroup(); g != nil {
-		group = strconv.FormatInt(g.GetValue(), 10)
+		group = asked{field + "run_as_group", strconv.FormatInt(g.GetValue(), 10)}
 	}
 	switch {
 	case sc.GetRunAsUser() != nil:
-		return strconv.FormatInt(sc.GetRunAsUser().GetValue(), 10), group, nil
+		return asked{field + "run_as_user", strconv.FormatInt(sc.GetRunAsUser().GetValue(), 10)}, group
 	case sc.GetRunAsUsername() != "":
-		return sc.GetRunAsUsername(), group, nil
+		return asked{field + "run_as_username", sc.GetRunAsUsername()}, group
 	}
-	who, group, _ = strings.Cut(imageUser, ":")
-	return who, group, nil
+	name, of, _ := strings.Cut(imageUser, ":")
+	return asked{imageField, name}, asked{imageField, of}
 }
 
 // findUser answers the account of a name or number. A number needs no account: its group is 0 then. Nobody
@@ -89,7 +91,7 @@ func findUser(passwd []byte, who string) (user.User, error) {
 		if numeric {
 			return user.User{Uid: id}, nil
 		}
-		return user.User{}, fmt.Errorf("user %q in the image's /etc/passwd: %w", who, errdef.NotFound)
+		return user.User{}, fmt.Errorf("user %q is not in the image's /etc/passwd: %w", who, errdef.Invalid)
 	}
 	u := found[0]
 	if !validID(u.Uid) || !validID(u.Gid) {
@@ -112,7 +114,7 @@ func findGroup(group []byte, name string) (int, error) {
 		return 0, fmt.Errorf("find group %q in /etc/group: %v: %w", name, err, errdef.Invalid)
 	}
 	if len(found) == 0 {
-		return 0, fmt.Errorf("group %q in the image's /etc/group: %w", name, errdef.NotFound)
+		return 0, fmt.Errorf("group %q is not in the image's /etc/group: %w", name, errdef.Invalid)
 	}
 	if !validID(found[0].Gid) {
 		return 0, fmt.Errorf("group %q in /etc/group: gid %d: out of range: %w", name, found[0].Gid, errdef.Invalid)

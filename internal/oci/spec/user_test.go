@@ -21,6 +21,11 @@ func accounts() Accounts {
 	}
 }
 
+// runAs is a container of the image web:1 with a security context.
+func runAs(sc *runtime.LinuxContainerSecurityContext) *runtime.ContainerConfig {
+	return &runtime.ContainerConfig{Image: &runtime.ImageSpec{Image: "web:1"}, Linux: &runtime.LinuxContainerConfig{SecurityContext: sc}}
+}
+
 func id(v int64) *runtime.Int64Value { return &runtime.Int64Value{Value: v} }
 
 func TestResolveUser(t *testing.T) {
@@ -48,7 +53,7 @@ func TestResolveUser(t *testing.T) {
 		{"no home", &sc{SupplementalGroupsPolicy: strict}, "nohome", User{UID: 1002, GID: 1002, Additional: []uint32{1002}, Home: "/"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := ResolveUser(accounts(), tc.sc, tc.image)
+			got, err := ResolveUser(accounts(), runAs(tc.sc), tc.image)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,9 +80,9 @@ func TestResolveUserRefuses(t *testing.T) {
 		kind  error
 		words string
 	}{
-		{"unknown name", nil, "ghost", errdef.NotFound, `user "ghost"`},
-		{"unknown group", nil, "web:ghosts", errdef.NotFound, `group "ghosts"`},
-		{"unknown CRI name", &sc{RunAsUsername: "ghost"}, "web", errdef.NotFound, `user "ghost"`},
+		{"unknown name", nil, "ghost", errdef.Invalid, `image web:1: User: user "ghost"`},
+		{"unknown group", nil, "web:ghosts", errdef.Invalid, `image web:1: User: group "ghosts"`},
+		{"unknown CRI name", &sc{RunAsUsername: "ghost"}, "web", errdef.Invalid, `linux.security_context.run_as_username: user "ghost"`},
 		{"negative uid", nil, "-1", errdef.Invalid, `user "-1"`},
 		{"uid beyond range", nil, "4294967296", errdef.Invalid, "4294967296"},
 		{"gid beyond range", nil, "7:99999999999999999999", errdef.Invalid, "99999999999999999999"},
@@ -92,7 +97,7 @@ func TestResolveUserRefuses(t *testing.T) {
 		{"unknown policy", &sc{SupplementalGroupsPolicy: 9}, "", errdef.Invalid, "supplemental_groups_policy"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := ResolveUser(accounts(), tc.sc, tc.image)
+			_, err := ResolveUser(accounts(), runAs(tc.sc), tc.image)
 			refused(t, err, tc.kind, tc.words)
 		})
 	}
@@ -109,8 +114,8 @@ func FuzzResolveUser(f *testing.F) {
 	f.Fuzz(func(t *testing.T, passwd, group []byte, imageUser string) {
 		u, err := ResolveUser(Accounts{Passwd: passwd, Group: group}, nil, imageUser)
 		if err != nil {
-			if !errors.Is(err, errdef.Invalid) && !errors.Is(err, errdef.NotFound) {
-				t.Errorf("error %v is neither Invalid nor NotFound", err)
+			if !errors.Is(err, errdef.Invalid) {
+				t.Errorf("error %v is not Invalid", err)
 			}
 			return
 		}
