@@ -64,7 +64,16 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	if err == nil {
 		err = equip(root, s, spec.UserMap(r.Pod.Config))
 	}
-	return s, in.User, err
+	if err != nil {
+		return nil, spec.User{}, err
+	}
+	return s, becomes(s.Process.User, in.User.Home), nil
+}
+
+// becomes is who the process will be, with the groups that devices bring.
+func becomes(u specs.User, home string) spec.User {
+	groups := slices.Sorted(slices.Values(u.AdditionalGids))
+	return spec.User{UID: u.UID, GID: u.GID, Additional: slices.Compact(groups), Home: home}
 }
 
 func (c *Container) specifyPause(ctx context.Context, in spec.Input) (*specs.Spec, spec.User, error) {

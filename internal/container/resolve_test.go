@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -149,5 +150,31 @@ func TestOwnDirectoriesAreRecognised(t *testing.T) {
 		if got := m.coversOwn(path); got != want {
 			t.Errorf("%s: %v", path, got)
 		}
+	}
+}
+
+// grouped are devices that bring groups along.
+type grouped []uint32
+
+func (g grouped) Inject(s *specs.Spec, _ []string) error {
+	s.Process.User.AdditionalGids = append(s.Process.User.AdditionalGids, g...)
+	return nil
+}
+
+func TestStatusTellsTheGroupsOfDevices(t *testing.T) {
+	h, m := start(t)
+	m.deps.Devices = grouped{4711, 33}
+	r := h.request("web")
+	r.Config.CDIDevices = []*runtime.CDIDevice{{Name: "example.com/gadget=one"}}
+	r.Config.Linux.SecurityContext.RunAsUsername = "web"
+	r.Config.Linux.SecurityContext.SupplementalGroups = []int64{4711, 100}
+	c := mustStart(t, m, r)
+	want := spec.User{UID: 33, GID: 34, Additional: []uint32{33, 34, 100, 4711}, Home: "/srv"}
+	if diff := cmp.Diff(want, c.Status().User); diff != "" {
+		t.Error(diff)
+	}
+	again, errs := restart(t, h, m, func() {})
+	if diff := cmp.Diff(want, loaded(t, again, c).Status().User); diff != "" || len(errs) > 0 {
+		t.Errorf("after a restart: %s, %v", diff, errs)
 	}
 }
