@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -68,10 +67,9 @@ type Container struct {
 type busy struct {
 	starting *starting
 	stopping *stopping
-	updating *flight        // of limits
-	sent     syscall.Signal // the last that crid sent to end the main process; 0 = none
-	reaping  *flight        // `delete` of the runtime's state after the exit
-	removing *flight        // left in place once the container is gone
+	updating *flight // of limits
+	reaping  *flight // `delete` of the runtime's state after the exit
+	removing *flight // left in place once the container is gone
 }
 
 // ID is the container's id.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -77,7 +78,7 @@ func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
 	}
 	c := m.newContainer(id, rec.Plan, config)
 	c.raw = rec.Config
-	s := Status{Life: rec.Life, User: rec.User, ref: rec.Monitor, undo: rec.Undo}
+	s := Status{Life: rec.Life, User: rec.User, ref: rec.Monitor, undo: rec.Undo, sent: syscall.Signal(rec.Sent)}
 	if rec.Resources != nil {
 		s.Resources = rec.Resources.LinuxContainerResources
 	}

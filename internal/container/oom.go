@@ -21,9 +21,7 @@ func (c *Container) outOfMemory(exit monitor.Exit) bool {
 	if err != nil {
 		c.m.log.Warn("cannot tell for certain whether memory ran out", "container", c.id, "err", err)
 	}
-	c.op.Lock()
-	sent := c.busy.sent
-	c.op.Unlock()
+	sent := c.Status().sent
 	killed := exit.Code == codeKilled && !exit.Lost && sent != syscall.SIGKILL
 	switch {
 	case err != nil:
@@ -38,12 +36,22 @@ func (c *Container) outOfMemory(exit monitor.Exit) bool {
 	return exit.OOM && sent == 0
 }
 
-// noteSignal remembers what crid is about to send to the main process, if that is there to be ended by it.
+// noteSignal remembers what crid is about to send to the main process, if that is there to be ended by it: on record
+// too, for the crid that sees the exit may be another.
 func (c *Container) noteSignal(sig syscall.Signal) {
 	if !c.proc.Alive() {
 		return
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	c.busy.sent = sig
+	next := *c.status.Load()
+	if next.State == Exited || next.sent == sig {
+		return
+	}
+	next.sent = sig
+	if err := c.m.deps.Records.Put(c.id, c.record(next)); err != nil {
+		c.m.log.Warn("a stop is not on record: should crid be restarted before the exit, that may pass for want of memory",
+			"container", c.id, "signal", sig, "err", err)
+	}
+	c.status.Store(&next)
 }

@@ -41,6 +41,7 @@ type Record struct {
 
 	Resources *Resources    `json:"resources,omitempty"` // in force instead of the config's, after an update
 	Undo      cgroup.Limits `json:"undo,omitempty"`      // in force before an update that was under way
+	Sent      int           `json:"sent,omitempty"`      // signal that crid was about to send to end the process
 	Life
 }
 
@@ -67,6 +68,7 @@ func (c *Container) record(s Status) Record {
 		Monitor: s.ref,
 		BootID:  c.m.deps.Host.BootID,
 		Undo:    s.undo,
+		Sent:    int(s.sent),
 		Life:    s.Life,
 	}
 	if s.Resources != c.config.GetLinux().GetResources() {

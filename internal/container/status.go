@@ -3,6 +3,7 @@ package container
 import (
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -78,8 +79,9 @@ type Status struct {
 	LogPath    string // absolute; empty = no log
 	StopSignal runtime.Signal
 
-	ref  monitor.Ref   // for the record
-	undo cgroup.Limits // for the record: what was in force before the update that is under way
+	ref  monitor.Ref    // for the record
+	undo cgroup.Limits  // for the record: what was in force before the update that is under way
+	sent syscall.Signal // for the record: the last that crid sent to end the main process; 0 = none
 }
 
 // move is the only way from one state to the next: check the table, store, publish, announce.

@@ -180,6 +180,43 @@ func TestAStopIsNoOOMKill(t *testing.T) {
 	}
 }
 
+// What crid has sent is known to the next crid, which may be the one that sees the exit.
+func TestAStopAcrossARestartIsNoOOMKill(t *testing.T) {
+	for name, c := range map[string]struct {
+		code   int
+		signal bool
+		reason string
+	}{
+		"asked to end":                     {143, true, ReasonError},
+		"nobody asked, a child was killed": {1, false, ReasonOOMKilled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, m := start(t)
+			h.script.oomKills, h.script.ignoreTerm = 2, true
+			old := mustStart(t, m, h.request("web"))
+			ctx, cancel := context.WithCancel(t.Context())
+			stopped := make(chan error, 1)
+			if c.signal {
+				sent := make(chan struct{})
+				h.script.onSignal = func(string) { close(sent) }
+				go func() { stopped <- old.Stop(ctx, time.Hour) }()
+				<-sent
+			} else {
+				stopped <- nil
+			}
+			m.Hurry()
+			m, errs := restart(t, h, m, func() { h.mains[old.ID()].end(monitor.Exit{Code: c.code, OOM: true}) })
+			cancel()
+			<-stopped
+			web := loaded(t, m, old)
+			<-web.exited
+			if s := web.Status(); s.Reason != c.reason || len(errs) > 0 {
+				t.Errorf("got %+v, %v", s.Life, errs)
+			}
+		})
+	}
+}
+
 func TestStopOfWhatDoesNotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, m := start(t)
