@@ -49,7 +49,7 @@ func (s session) open() *Manager {
 		Records:   countedRecords{s, dir},
 		Events:    event.New[event.Event](64),
 		Additions: plainHost(),
-		Host:      fact.Host{BootID: "boot-1", Kernel: "6.1.0", Seccomp: true, Controllers: []string{"cpu", "cpuset", "memory"}},
+		Host:      fact.Host{BootID: "boot-1", Kernel: "6.1.0", Seccomp: true, Capabilities: ^uint64(0), Controllers: []string{"cpu", "cpuset", "memory"}},
 		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Options:   Options{ImageVolumes: VolumesBind, PauseRoot: "/pause-root", Roots: []string{s.dir}},
 	})

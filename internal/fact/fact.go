@@ -17,17 +17,18 @@ func (m CgroupMode) String() string {
 
 // Host is what this machine allows, read once at start.
 type Host struct {
-	BootID      string // /proc/sys/kernel/random/boot_id
-	Kernel      string // uname -r
-	Cgroup      CgroupMode
-	Controllers []string // cgroup controllers that are mounted (v1) or enabled at the root (v2)
-	PageSizes   []string // of huge pages, as hugetlb cgroups name them ("2MB")
-	NoSwapLimit bool     // the memory controller cannot limit swap space (swapaccount=0, kernels without)
-	OOMScoreAdj int      // crid's own: without RaiseLimits nothing may be started below it
-	RaiseLimits bool     // CAP_SYS_RESOURCE: rlimits may be raised, oom_score_adj lowered
-	Seccomp     bool     // the kernel has seccomp filters
-	AppArmor    bool     // the kernel enforces AppArmor
-	SELinux     bool     // the kernel enforces or permits by an SELinux policy
+	BootID       string // /proc/sys/kernel/random/boot_id
+	Kernel       string // uname -r
+	Cgroup       CgroupMode
+	Controllers  []string // cgroup controllers that are mounted (v1) or enabled at the root (v2)
+	PageSizes    []string // of huge pages, as hugetlb cgroups name them ("2MB")
+	NoSwapLimit  bool     // the memory controller cannot limit swap space (swapaccount=0, kernels without)
+	OOMScoreAdj  int      // crid's own: without RaiseLimits nothing may be started below it
+	RaiseLimits  bool     // CAP_SYS_RESOURCE: rlimits may be raised, oom_score_adj lowered
+	Capabilities uint64   // those that crid has and can hand on; bit n is the kernel's capability n
+	Seccomp      bool     // the kernel has seccomp filters
+	AppArmor     bool     // the kernel enforces AppArmor
+	SELinux      bool     // the kernel enforces or permits by an SELinux policy
 }
 
 // HasController tells whether the cgroup controller name (memory, hugetlb, ...) can be used.

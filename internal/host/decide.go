@@ -27,9 +27,10 @@ func decide(r reading) (fact.Host, error) {
 	if host.OOMScoreAdj, err = strconv.Atoi(r.oomScoreAdj); err != nil {
 		return fact.Host{}, fmt.Errorf("parse oom_score_adj: %w", err)
 	}
-	if host.RaiseLimits, err = r.mayRaiseLimits(); err != nil {
+	if host.Capabilities, err = r.capabilities(); err != nil {
 		return fact.Host{}, err
 	}
+	host.RaiseLimits = host.Capabilities&(1<<unix.CAP_SYS_RESOURCE) != 0 && !r.inUserNamespace()
 	if host.Cgroup, host.Controllers, err = r.cgroup(); err != nil {
 		return fact.Host{}, err
 	}
@@ -77,24 +78,28 @@ func (r reading) mounted(fstype string) bool {
 	return false
 }
 
-// mayRaiseLimits tells whether CAP_SYS_RESOURCE is effective, and over the host: inside a user namespace the kernel
-// does not honour it for limits and scores.
-func (r reading) mayRaiseLimits() (bool, error) {
-	if r.uidMap != "" && !slices.Equal(strings.Fields(r.uidMap), []string{"0", "0", "4294967295"}) {
-		return false, nil
-	}
-	for line := range strings.Lines(r.status) {
-		set, found := strings.CutPrefix(line, "CapEff:")
+// inUserNamespace tells whether this is not the host's: the kernel does not honour CAP_SYS_RESOURCE for limits and
+// scores there.
+func (r reading) inUserNamespace() bool {
+	return r.uidMap != "" && !slices.Equal(strings.Fields(r.uidMap), []string{"0", "0", "4294967295"})
+}
+
+// capabilities are those that are effective and that a program crid runs can have too.
+func (r reading) capabilities() (uint64, error) {
+	both := ^uint64(0)
+	for _, set := range []string{"CapEff", "CapBnd"} {
+		_, rest, found := strings.Cut("\n"+r.status, "\n"+set+":")
 		if !found {
-			continue
+			return 0, fmt.Errorf("/proc/self/status has no %s", set)
 		}
-		effective, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+		text, _, _ := strings.Cut(rest, "\n")
+		mask, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)
 		if err != nil {
-			return false, fmt.Errorf("parse effective capabilities: %w", err)
+			return 0, fmt.Errorf("parse %s of /proc/self/status: %w", set, err)
 		}
-		return effective&(1<<unix.CAP_SYS_RESOURCE) != 0, nil
+		both &= mask
 	}
-	return false, errors.New("/proc/self/status has no CapEff")
+	return both, nil
 }
 
 // cgroup decides by what is mounted at and below /sys/fs/cgroup: a v2 hierarchy elsewhere (Cilium and Calico mount

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	allCaps = "Name:\tcrid\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\nSeccomp:\t0\n"
-	fewCaps = "Name:\tcrid\nCapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\nSeccomp:\t0\n" // bit 24 is clear
+	allCaps = "Name:\tcrid\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\nSeccomp:\t0\n"
+	// Bit 24, CAP_SYS_RESOURCE, is clear in one set and bit 21, CAP_SYS_ADMIN, in the other.
+	fewCaps = "Name:\tcrid\nCapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\nCapBnd:\t000001ffffdfffff\nSeccomp:\t0\n"
 
 	mountsV2 = "26 22 0:25 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n" +
 		"40 22 0:30 / /sys/fs/selinux rw - selinuxfs selinuxfs rw\n"
@@ -53,7 +54,7 @@ func parse(t *testing.T, text string) []*mountinfo.Info {
 
 func TestDecide(t *testing.T) {
 	full := fact.Host{
-		BootID: "b7", Kernel: "6.12.0", Cgroup: fact.CgroupV2, OOMScoreAdj: -999, RaiseLimits: true,
+		BootID: "b7", Kernel: "6.12.0", Cgroup: fact.CgroupV2, OOMScoreAdj: -999, RaiseLimits: true, Capabilities: 0x1ffffffffff,
 		Controllers: []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"}, Seccomp: true, AppArmor: true, SELinux: true,
 		PageSizes: []string{"1GB", "2MB", "64KB"},
 	}
@@ -69,7 +70,7 @@ func TestDecide(t *testing.T) {
 		want   func(*fact.Host)
 	}{
 		{"modern", func(*reading) {}, func(*fact.Host) {}},
-		{"no capability", func(r *reading) { r.status = fewCaps }, func(h *fact.Host) { h.RaiseLimits = false }},
+		{"no capability", func(r *reading) { r.status = fewCaps }, func(h *fact.Host) { h.RaiseLimits, h.Capabilities = false, 0x1fffedfffff }},
 		{"in a user namespace", func(r *reading) { r.uidMap = "0 100000 65536" }, func(h *fact.Host) { h.RaiseLimits = false }},
 		{"kernel without user namespaces", func(r *reading) { r.uidMap = "" }, func(*fact.Host) {}},
 		{"no seccomp", func(r *reading) { r.filters = unix.EINVAL }, func(h *fact.Host) { h.Seccomp = false }},
@@ -111,7 +112,8 @@ func TestDecideRefuses(t *testing.T) {
 		}, errdef.Unavailable},
 		{"strange score", func(r *reading) { r.oomScoreAdj = "low" }, nil},
 		{"strange status", func(r *reading) { r.status = "Name:\tcrid\n" }, nil},
-		{"strange capabilities", func(r *reading) { r.status = "CapEff:\tall\n" }, nil},
+		{"strange capabilities", func(r *reading) { r.status = "CapEff:\tall\nCapBnd:\t0\n" }, nil},
+		{"no bounding set", func(r *reading) { r.status = "CapEff:\t0\n" }, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := modern(t)

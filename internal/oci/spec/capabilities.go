@@ -22,16 +22,12 @@ func defaultCapabilities() []string {
 	}
 }
 
-// rlimitCapability is the one that a host may deny to crid itself (fact.Host.RaiseLimits). A runtime that is
-// asked for more than crid has fails with a bare "operation not permitted".
-const rlimitCapability = "CAP_SYS_RESOURCE"
-
 // setCapabilities leaves the inheritable and ambient sets empty unless ambient capabilities are asked for: a
 // filled inheritable set would give file capabilities to processes that never asked (CVE-2022-24769).
 func setCapabilities(s *specs.Spec, in Input) error {
 	sc := securityContext(in.Config)
 	if sc.GetPrivileged() {
-		all := allCapabilities(in.Host)
+		all := heldCapabilities(in.Host)
 		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 		return nil
 	}
@@ -46,7 +42,8 @@ func setCapabilities(s *specs.Spec, in Input) error {
 // capabilities works the sets out. Dropping wins: "ALL" leaves nothing of the defaults and of any other "ALL", only
 // what is added by name; a name that is dropped is in no set, however it was added. What is ambient is in the other
 // sets as well, else the kernel would not have it so. For a user who is not root, what is only added is in the
-// bounding set: the kernel clears the rest at exec, and a program with file capabilities gets it back.
+// bounding set: the kernel clears the rest at exec, and a program with file capabilities gets it back. What crid itself
+// lacks is left out of the defaults and of "ALL", and Invalid by name.
 func capabilities(c *runtime.Capability, host fact.Host) (*specs.LinuxCapabilities, error) {
 	addAll, add, err := parseCapabilities("add_capabilities", c.GetAddCapabilities())
 	if err != nil {
@@ -60,23 +57,32 @@ func capabilities(c *runtime.Capability, host fact.Host) (*specs.LinuxCapabiliti
 	if err != nil {
 		return nil, err
 	}
-	set := defaultCapabilities()
+	has := heldCapabilities(host)
+	dropped := func(name string) bool { return slices.Contains(drop, name) }
+	lacking := func(name string) bool { return !slices.Contains(has, name) }
+	for _, asked := range []struct {
+		field string
+		names []string
+	}{{"add_capabilities", add}, {"add_ambient_capabilities", ambient}} {
+		for _, name := range asked.names {
+			if lacking(name) && !dropped(name) {
+				return nil, fmt.Errorf("linux.security_context.capabilities.%s: crid itself runs without %s, see its unit's CapabilityBoundingSet: %w",
+					asked.field, name, errdef.Invalid)
+			}
+		}
+	}
+	set := slices.DeleteFunc(defaultCapabilities(), lacking)
 	if addAll || ambientAll {
-		set = allCapabilities(host)
+		set = has
 	}
 	if dropAll {
 		set = nil
 	}
 	if ambientAll && !dropAll {
-		ambient = allCapabilities(host)
+		ambient = has
 	}
-	dropped := func(name string) bool { return slices.Contains(drop, name) }
 	set = sorted(slices.DeleteFunc(slices.Concat(set, add, ambient), dropped))
-	ambient = sorted(slices.DeleteFunc(ambient, dropped))
-	if !host.RaiseLimits && slices.Contains(set, rlimitCapability) {
-		return nil, fmt.Errorf("linux.security_context.capabilities: crid itself runs without %s: %w",
-			rlimitCapability, errdef.Unsupported)
-	}
+	ambient = sorted(slices.DeleteFunc(slices.Clone(ambient), dropped))
 	return &specs.LinuxCapabilities{
 		Bounding: set, Effective: set, Permitted: set, Inheritable: ambient, Ambient: ambient,
 	}, nil
@@ -101,19 +107,21 @@ func parseCapabilities(field string, names []string) (all bool, parsed []string,
 	return all, parsed, nil
 }
 
-func knownCapabilities() []string {
+func knownCapabilities() []string { return heldCapabilities(fact.Host{Capabilities: everyCapability}) }
+
+// everyCapability stands for a host that denies crid none.
+const everyCapability = ^uint64(0)
+
+// heldCapabilities are those of "ALL" and of privileged containers: all that crid can hand on. A runtime that is asked
+// for more fails with a bare "operation not permitted".
+func heldCapabilities(host fact.Host) []string {
 	var names []string
 	for _, c := range capability.ListKnown() {
-		names = append(names, "CAP_"+strings.ToUpper(c.String()))
+		if host.Capabilities&(1<<uint(c)) != 0 {
+			names = append(names, "CAP_"+strings.ToUpper(c.String()))
+		}
 	}
-	return names
-}
-
-// allCapabilities are those of "ALL" and of privileged containers: all that crid can hand on.
-func allCapabilities(host fact.Host) []string {
-	return sorted(slices.DeleteFunc(knownCapabilities(), func(name string) bool {
-		return name == rlimitCapability && !host.RaiseLimits
-	}))
+	return sorted(names)
 }
 
 // sorted answers s in order and without doubles; it may reuse s.

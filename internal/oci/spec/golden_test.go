@@ -13,6 +13,7 @@ import (
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-tools/generate"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/fact"
@@ -80,7 +81,7 @@ func example() Input {
 			Cgroup:      fact.CgroupV2,
 			Controllers: []string{"cpu", "cpuset", "memory", "pids", "hugetlb", "io"},
 			PageSizes:   []string{"2MB", "1GB"},
-			RaiseLimits: true,
+			RaiseLimits: true, Capabilities: everyCapability,
 		},
 		Handler: fact.Handler{Name: "crun", SpecVersion: "1.0.2"},
 		Rootfs:  "/run/crid/rootfs/c0ffee",
@@ -146,7 +147,7 @@ func securityVariants() []variant {
 				AddCapabilities: []string{"CHOWN"}, DropCapabilities: []string{"all"}}
 		}},
 		{"capabilities-add-all", func(in *Input) {
-			in.Host.RaiseLimits = false
+			in.Host.Capabilities &^= 1 << unix.CAP_SYS_RESOURCE
 			security(in).Capabilities = &runtime.Capability{
 				AddCapabilities: []string{"ALL"}, DropCapabilities: []string{"SYS_ADMIN"}}
 		}},

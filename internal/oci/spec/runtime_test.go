@@ -284,6 +284,7 @@ func realHost(t *testing.T) fact.Host {
 	if err != nil {
 		t.Fatal(err)
 	}
+	host.Capabilities = caps
 	host.RaiseLimits = caps&(1<<unix.CAP_SYS_RESOURCE) != 0
 	return host
 }

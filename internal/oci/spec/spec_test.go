@@ -10,6 +10,7 @@ import (
 
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -35,9 +36,13 @@ func TestBuildRefuses(t *testing.T) {
 		edit  func(*Input)
 	}{
 		{"no command anywhere", errdef.Invalid, "registry.example/web:1", func(in *Input) { in.Image = imgspec.ImageConfig{} }},
-		{"capability that the host lacks", errdef.Unsupported, "CAP_SYS_RESOURCE", func(in *Input) {
-			in.Host.RaiseLimits = false
-			security(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_RESOURCE"}}
+		{"capability that crid lacks", errdef.Invalid, "linux.security_context.capabilities.add_capabilities: crid itself runs without CAP_SYS_TIME", func(in *Input) {
+			in.Host.Capabilities &^= 1 << unix.CAP_SYS_TIME
+			security(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"ALL", "SYS_TIME"}}
+		}},
+		{"ambient capability that crid lacks", errdef.Invalid, "add_ambient_capabilities: crid itself runs without CAP_CHOWN", func(in *Input) {
+			in.Host.Capabilities &^= 1 << unix.CAP_CHOWN
+			security(in).Capabilities = &runtime.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
 		}},
 		{"huge pages of another machine", errdef.Invalid, `linux.resources.hugepage_limits: this host has no huge pages of size "3MB"`, func(in *Input) {
 			in.Config.Linux.Resources = &runtime.LinuxContainerResources{HugepageLimits: pages("2MB", 0, "3MB", 0)}
@@ -295,4 +300,39 @@ func FuzzSignal(f *testing.F) {
 			t.Errorf("%q is signal %d", s, sig)
 		}
 	})
+}
+
+// A crid that was started with fewer capabilities hands on what it has: a runtime that is asked for more fails.
+func TestCapabilitiesThatCridLacks(t *testing.T) {
+	for name, edit := range map[string]func(*runtime.LinuxContainerSecurityContext){
+		"privileged": func(sc *runtime.LinuxContainerSecurityContext) { sc.Privileged = true },
+		"all": func(sc *runtime.LinuxContainerSecurityContext) {
+			sc.Capabilities = &runtime.Capability{AddCapabilities: []string{"ALL"}}
+		},
+		"all ambient": func(sc *runtime.LinuxContainerSecurityContext) {
+			sc.Capabilities = &runtime.Capability{AddAmbientCapabilities: []string{"ALL"}}
+		},
+		"defaults": func(*runtime.LinuxContainerSecurityContext) {},
+		"dropped": func(sc *runtime.LinuxContainerSecurityContext) {
+			sc.Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_TIME"}, DropCapabilities: []string{"SYS_TIME"}}
+		},
+	} {
+		in := example()
+		in.Host.Capabilities &^= 1<<unix.CAP_SYS_TIME | 1<<unix.CAP_MKNOD
+		edit(security(&in))
+		s, err := Build(in)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		c := s.Process.Capabilities
+		for _, set := range [][]string{c.Bounding, c.Effective, c.Permitted, c.Inheritable, c.Ambient} {
+			if slices.Contains(set, "CAP_SYS_TIME") || slices.Contains(set, "CAP_MKNOD") {
+				t.Errorf("%s: %q", name, set)
+			}
+		}
+		if !slices.Contains(c.Bounding, "CAP_CHOWN") {
+			t.Errorf("%s: %q", name, c.Bounding)
+		}
+	}
 }

@@ -130,7 +130,7 @@ func validateContainerSecurity(sc *runtime.LinuxContainerSecurityContext, pod *r
 		return err
 	}
 	// What the host lacks is Build's to say: here everything may be there.
-	if _, err := capabilities(sc.GetCapabilities(), fact.Host{RaiseLimits: true}); err != nil {
+	if _, err := capabilities(sc.GetCapabilities(), fact.Host{Capabilities: everyCapability}); err != nil {
 		return err
 	}
 	for _, p := range slices.Concat(sc.GetMaskedPaths(), sc.GetReadonlyPaths()) {
