@@ -78,7 +78,7 @@ func TestSeccomp(t *testing.T) {
 		t.Errorf("a kernel without seccomp: %v, %v", got, err)
 	}
 	_, err := m.seccomp(local(named), nil)
-	wantKind(t, err, errdef.Unsupported)
+	wantKind(t, err, errdef.Invalid)
 }
 
 func allows(p *specs.LinuxSeccomp, call string) bool {

@@ -73,7 +73,7 @@ func (m *Manager) localProfile(name string, caps []string) (*specs.LinuxSeccomp,
 		return nil, fmt.Errorf("localhost_ref is empty: %w", errdef.Invalid)
 	}
 	if !m.deps.Host.Seccomp {
-		return nil, fmt.Errorf("localhost_ref %q: this kernel has no seccomp filters: %w", name, errdef.Unsupported)
+		return nil, fmt.Errorf("localhost_ref %q: this kernel has no seccomp filters: %w", name, errdef.Invalid)
 	}
 	file := filepath.Clean(name)
 	if !filepath.IsAbs(name) {

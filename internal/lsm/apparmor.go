@@ -31,8 +31,8 @@ type appArmor interface {
 
 // AppArmor is the name of the profile that a container is to run under; empty = none. asked counts before the
 // deprecated text; neither means the default profile. A privileged container is confined only by a profile of the
-// node that it names. A profile that is not loaded is Invalid; on a host that does not enforce AppArmor naming one is
-// Unsupported, and all else means none.
+// node that it names. A profile that is not loaded is Invalid; on a host that does not enforce AppArmor any is, and all
+// else means none.
 func (m *Modules) AppArmor(ctx context.Context, asked *runtime.SecurityProfile, deprecated string, privileged bool) (string, error) {
 	field, given := "apparmor", asked
 	if asked == nil {
@@ -94,7 +94,7 @@ func (m *Modules) nodeProfile(ref string) (string, error) {
 		return "", fmt.Errorf("localhost_ref is empty: %w", errdef.Invalid)
 	}
 	if m.armor == nil {
-		return "", fmt.Errorf("profile %q: this host does not enforce AppArmor: %w", name, errdef.Unsupported)
+		return "", fmt.Errorf("profile %q: this host does not enforce AppArmor: %w", name, errdef.Invalid)
 	}
 	there, err := m.loaded(name)
 	if err != nil {

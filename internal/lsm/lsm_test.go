@@ -39,7 +39,7 @@ func TestWithoutModules(t *testing.T) {
 		}
 	}
 	_, err := m.AppArmor(t.Context(), profile(runtime.SecurityProfile_Localhost, "mine"), "", false)
-	wantKind(t, "a profile of the node", err, errdef.Unsupported, "linux.security_context.apparmor:", `"mine"`, "does not enforce AppArmor")
+	wantKind(t, "a profile of the node", err, errdef.Invalid, "linux.security_context.apparmor:", `"mine"`, "does not enforce AppArmor")
 	labels, err := m.Reserve(&runtime.SELinuxOption{Level: "nonsense"})
 	if labels != (fact.Labels{}) || err != nil {
 		t.Errorf("labels %v, %v", labels, err)
