@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -28,14 +30,15 @@ func TestALongRunroot(t *testing.T) {
 	}, harness.Config("runroot = \""+long+"\""))
 }
 
-// What this host does not have is left out of what a container asks for.
+// Limits of huge pages, which the kubelet sets for every container, are left out on a host that cannot set them; what
+// else this host does not have is refused.
 func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
-		ctr := c.RunPod().Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
+		pod := c.RunPod()
+		ctr := pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
 			cfg.Linux.Resources = &runtime.LinuxContainerResources{
 				CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20,
 				HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}},
-				Unified:        map[string]string{"nonesuch.max": "1"},
 			}
 		})
 		got := ctr.Exec("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
@@ -44,6 +47,12 @@ func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
 		}
 		if r := ctr.Status().Resources.GetLinux(); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 50000 {
 			t.Errorf("limits as told: %v", r)
+		}
+		_, err := pod.TryCreate(pod.ContainerConfig("true", func(cfg *runtime.ContainerConfig) {
+			cfg.Linux.Resources = &runtime.LinuxContainerResources{Unified: map[string]string{"nonesuch.max": "1"}}
+		}))
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), `linux.resources.unified: "nonesuch.max"`) {
+			t.Errorf("a file that no cgroup has: %v", err)
 		}
 	})
 }

@@ -154,7 +154,8 @@ func securityVariants() []variant {
 		{"resources-v2", editResources},
 		{"resources-v1", func(in *Input) {
 			editResources(in)
-			in.Host.Cgroup, in.Host.Controllers = fact.CgroupV1, []string{"cpu", "memory"}
+			in.Config.Linux.Resources.Unified = nil
+			in.Host.Cgroup, in.Host.Controllers = fact.CgroupV1, []string{"cpu", "cpuset", "memory"}
 		}},
 		{"resources-limited-swap", func(in *Input) {
 			editResources(in)
@@ -288,7 +289,7 @@ func editResources(in *Input) {
 		CpuPeriod: 100000, CpuQuota: -1, CpuShares: 512, CpusetCpus: "0-1", CpusetMems: "0",
 		MemoryLimitInBytes: 64 << 20, OomScoreAdj: 900,
 		HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1GB"}},
-		Unified:        map[string]string{"memory.high": "max", "rdma.max": "x", "cgroup.max.depth": "3"},
+		Unified:        map[string]string{"memory.high": "max", "cgroup.max.depth": "3", "pids.max": "100"},
 	}
 }
 

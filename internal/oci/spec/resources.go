@@ -28,23 +28,16 @@ func setResources(s *specs.Spec, in Input) error {
 	return nil
 }
 
-// Resources are the limits that the CRI asks for, without those that this host has no controller for. A zero
-// field of the CRI means "not specified" and is left out, so that the result serves updates too. Values must
-// have passed ValidateResources. The answer is never nil and holds no device rules.
+// Resources are the limits that the CRI asks for, without huge pages that this host cannot limit. A zero field of the
+// CRI means "not specified" and is left out, so that the result serves updates too. Values must have passed
+// ValidateResources and checkHost. The answer is never nil and holds no device rules.
 func Resources(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxResources {
-	out := &specs.LinuxResources{}
-	if host.HasController("memory") {
-		out.Memory = memory(r, host)
-	}
-	out.CPU = cpu(r, host)
+	out := &specs.LinuxResources{Memory: memory(r, host), CPU: cpu(r), Unified: r.GetUnified()}
 	if host.HasController("hugetlb") {
 		for _, h := range r.GetHugepageLimits() {
 			out.HugepageLimits = append(out.HugepageLimits,
 				specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
 		}
-	}
-	if host.Cgroup == fact.CgroupV2 {
-		out.Unified = unified(r, host)
 	}
 	return out
 }
@@ -72,24 +65,19 @@ func memory(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxMemo
 // limitsSwap tells whether the CRI's fields decide how much swap space there is.
 func limitsSwap(r *runtime.LinuxContainerResources, host fact.Host) bool {
 	_, own := r.GetUnified()["memory.swap.max"]
-	return !host.NoSwapLimit && !(own && host.Cgroup == fact.CgroupV2)
+	return !own && !host.NoSwapLimit
 }
 
-func cpu(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxCPU {
-	c := &specs.LinuxCPU{}
-	if host.HasController("cpu") {
-		if v := uint64(r.GetCpuShares()); v != 0 {
-			c.Shares = &v
-		}
-		if v := uint64(r.GetCpuPeriod()); v != 0 {
-			c.Period = &v
-		}
-		if v := r.GetCpuQuota(); v != 0 {
-			c.Quota = &v
-		}
+func cpu(r *runtime.LinuxContainerResources) *specs.LinuxCPU {
+	c := &specs.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()}
+	if v := uint64(r.GetCpuShares()); v != 0 {
+		c.Shares = &v
 	}
-	if host.HasController("cpuset") {
-		c.Cpus, c.Mems = r.GetCpusetCpus(), r.GetCpusetMems()
+	if v := uint64(r.GetCpuPeriod()); v != 0 {
+		c.Period = &v
+	}
+	if v := r.GetCpuQuota(); v != 0 {
+		c.Quota = &v
 	}
 	if *c == (specs.LinuxCPU{}) {
 		return nil
@@ -97,25 +85,34 @@ func cpu(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxCPU {
 	return c
 }
 
-// unified keeps the settings whose controller is there, and those of the cgroup itself ("cgroup.freeze").
-func unified(r *runtime.LinuxContainerResources, host fact.Host) map[string]string {
-	var out map[string]string
-	for key, value := range r.GetUnified() {
-		controller, _, _ := strings.Cut(key, ".")
-		if controller != "cgroup" && !host.HasController(controller) {
-			continue
-		}
-		if out == nil {
-			out = map[string]string{}
-		}
-		out[key] = value
-	}
-	return out
-}
-
-// checkHost refuses what this host cannot limit. Huge pages are left out where it cannot limit them at all: the
-// kubelet limits every size of page there is, of every container.
+// checkHost refuses what this host cannot limit: what is told to be in force is in force. Huge pages alone are left
+// out where it cannot limit them at all, for the kubelet limits every size of page of every container.
 func checkHost(field string, r *runtime.LinuxContainerResources, host fact.Host) error {
+	for _, limit := range []struct {
+		name, controller string
+		asked            bool
+	}{
+		{"memory_limit_in_bytes", "memory", r.GetMemoryLimitInBytes() != 0},
+		{"memory_swap_limit_in_bytes", "memory", r.GetMemorySwapLimitInBytes() != 0},
+		{"cpu_shares", "cpu", r.GetCpuShares() != 0},
+		{"cpu_quota", "cpu", r.GetCpuQuota() != 0},
+		{"cpu_period", "cpu", r.GetCpuPeriod() != 0},
+		{"cpuset_cpus", "cpuset", r.GetCpusetCpus() != ""},
+		{"cpuset_mems", "cpuset", r.GetCpusetMems() != ""},
+	} {
+		if limit.asked && !host.HasController(limit.controller) {
+			return fmt.Errorf("%s.%s: this host has no cgroup controller %s: %w", field, limit.name, limit.controller, errdef.Invalid)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.GetUnified())) {
+		controller, _, _ := strings.Cut(key, ".")
+		if host.Cgroup != fact.CgroupV2 {
+			return fmt.Errorf("%s.unified: %q cannot be set on this host: its cgroups are %s: %w", field, key, host.Cgroup, errdef.Invalid)
+		}
+		if controller != "cgroup" && !host.HasController(controller) {
+			return fmt.Errorf("%s.unified: %q cannot be set on this host: it has no cgroup controller %s: %w", field, key, controller, errdef.Invalid)
+		}
+	}
 	for _, h := range r.GetHugepageLimits() {
 		if host.HasController("hugetlb") && !slices.Contains(host.PageSizes, h.GetPageSize()) {
 			return fmt.Errorf("%s.hugepage_limits: this host has no huge pages of size %q, it has %q: %w",

@@ -130,8 +130,11 @@ func hostTrials() []trial {
 			want:   "read\nnot written\n",
 		},
 		{
-			name:   "limits",
-			edit:   func(_ *testing.T, in *Input) { editResources(in) },
+			name: "limits",
+			edit: func(_ *testing.T, in *Input) {
+				editResources(in)
+				in.Config.Linux.Resources.Unified = nil // of v2 alone
+			},
 			script: "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max\n",
 			want:   "67108864\n",
 		},
@@ -271,7 +274,7 @@ func run(t *testing.T, binary string, s *specs.Spec) string {
 // realHost looks at this machine as far as Build asks.
 func realHost(t *testing.T) fact.Host {
 	t.Helper()
-	host := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "memory"}}
+	host := fact.Host{Cgroup: fact.CgroupV2, Controllers: []string{"cpu", "cpuset", "memory"}}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
 		host.Cgroup = fact.CgroupHybrid
 	}

@@ -47,6 +47,13 @@ func TestBuildRefuses(t *testing.T) {
 		{"huge pages of another machine", errdef.Invalid, `linux.resources.hugepage_limits: this host has no huge pages of size "3MB"`, func(in *Input) {
 			in.Config.Linux.Resources = &runtime.LinuxContainerResources{HugepageLimits: pages("2MB", 0, "3MB", 0)}
 		}},
+		{"unified on v1", errdef.Invalid, `linux.resources.unified: "memory.high" cannot be set on this host: its cgroups are v1`, func(in *Input) {
+			in.Host.Cgroup = fact.CgroupV1
+			in.Config.Linux.Resources = &resources{Unified: map[string]string{"memory.high": "max"}}
+		}},
+		{"unified without its controller", errdef.Invalid, `linux.resources.unified: "rdma.max" cannot be set on this host: it has no cgroup controller rdma`, func(in *Input) {
+			in.Config.Linux.Resources = &resources{Unified: map[string]string{"cgroup.max.depth": "1", "rdma.max": "x"}}
+		}},
 		{"unknown capability", errdef.Invalid, `drop_capabilities: unknown capability "FLY"`, func(in *Input) {
 			security(in).Capabilities = &runtime.Capability{DropCapabilities: []string{"FLY"}}
 		}},
@@ -73,6 +80,31 @@ func TestBuildRefuses(t *testing.T) {
 			_, err := Build(in)
 			refused(t, err, tc.kind, tc.words)
 		})
+	}
+}
+
+// What is not limited must not be told to be.
+func TestLimitsWithoutAController(t *testing.T) {
+	for field, r := range map[string]*resources{
+		"memory_limit_in_bytes: this host has no cgroup controller memory":      {MemoryLimitInBytes: 1},
+		"memory_swap_limit_in_bytes: this host has no cgroup controller memory": {MemorySwapLimitInBytes: -1},
+		"cpu_shares: this host has no cgroup controller cpu":                    {CpuShares: 2},
+		"cpu_quota: this host has no cgroup controller cpu":                     {CpuQuota: -1},
+		"cpu_period: this host has no cgroup controller cpu":                    {CpuPeriod: 1000},
+		"cpuset_cpus: this host has no cgroup controller cpuset":                {CpusetCpus: "0"},
+		"cpuset_mems: this host has no cgroup controller cpuset":                {CpusetMems: "0"},
+	} {
+		in := example()
+		in.Host.Controllers, in.Config.Linux.Resources = []string{"pids"}, r
+		_, err := Build(in)
+		refused(t, err, errdef.Invalid, "linux.resources."+field)
+		_, err = Update(r, r, in.Host)
+		refused(t, err, errdef.Invalid, "linux."+field)
+	}
+	in := example()
+	in.Host.Controllers, in.Config.Linux.Resources = []string{"cpu"}, &resources{CpuShares: 2, HugepageLimits: pages("2MB", 0)}
+	if s, err := Build(in); err != nil || s.Linux.Resources.HugepageLimits != nil {
+		t.Errorf("huge pages that cannot be limited: %v", err)
 	}
 }
 

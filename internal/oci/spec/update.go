@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 
@@ -9,7 +8,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
 )
 
@@ -65,24 +63,12 @@ func Update(change, after *runtime.LinuxContainerResources, host fact.Host) (*sp
 		return nil, err
 	}
 	full := Resources(after, host)
-	out := &specs.LinuxResources{Unified: full.Unified}
-	for _, key := range slices.Sorted(maps.Keys(change.GetUnified())) {
-		if _, ok := out.Unified[key]; !ok {
-			return nil, fmt.Errorf("linux.unified: %q cannot be set on this host: cgroups are %s: %w", key, host.Cgroup, errdef.Invalid)
-		}
-	}
-	if namesMemory(change) && !host.HasController("memory") {
-		return nil, fmt.Errorf("linux.memory_limit_in_bytes: this host has no memory controller: %w", errdef.Invalid)
-	}
-	out.Memory = updateMemory(after, full.Memory, host)
-	var err error
-	if out.CPU, err = updateCPU(change, full.CPU, host); err != nil {
-		return nil, err
-	}
-	if host.HasController("hugetlb") {
-		out.HugepageLimits = Resources(&runtime.LinuxContainerResources{HugepageLimits: change.GetHugepageLimits()}, host).HugepageLimits
-	}
-	return out, nil
+	return &specs.LinuxResources{
+		Memory:         updateMemory(after, full.Memory, host),
+		CPU:            updateCPU(change, full.CPU),
+		HugepageLimits: Resources(&runtime.LinuxContainerResources{HugepageLimits: change.GetHugepageLimits()}, host).HugepageLimits,
+		Unified:        full.Unified,
+	}, nil
 }
 
 func namesMemory(r *runtime.LinuxContainerResources) bool {
@@ -106,25 +92,18 @@ func updateMemory(after *runtime.LinuxContainerResources, full *specs.LinuxMemor
 	return m
 }
 
-func updateCPU(change *runtime.LinuxContainerResources, full *specs.LinuxCPU, host fact.Host) (*specs.LinuxCPU, error) {
-	time := namesTime(change)
-	places := change.GetCpusetCpus() != "" || change.GetCpusetMems() != ""
-	switch {
-	case !time && !places && change.GetCpuShares() == 0:
-		return nil, nil
-	case places && !host.HasController("cpuset"):
-		return nil, fmt.Errorf("linux.cpuset_cpus: this host has no cpuset controller: %w", errdef.Invalid)
-	case (time || change.GetCpuShares() != 0) && !host.HasController("cpu"):
-		return nil, fmt.Errorf("linux.cpu_shares: this host has no cpu controller: %w", errdef.Invalid)
-	}
-	out := &specs.LinuxCPU{Cpus: change.GetCpusetCpus(), Mems: change.GetCpusetMems()}
-	if time {
+func updateCPU(change *runtime.LinuxContainerResources, full *specs.LinuxCPU) *specs.LinuxCPU {
+	out := specs.LinuxCPU{Cpus: change.GetCpusetCpus(), Mems: change.GetCpusetMems()}
+	if namesTime(change) {
 		out.Quota, out.Period = full.Quota, full.Period
 	}
 	if change.GetCpuShares() != 0 {
 		out.Shares = full.Shares
 	}
-	return out, nil
+	if out == (specs.LinuxCPU{}) {
+		return nil
+	}
+	return &out
 }
 
 // LimitFiles are the files of a container's cgroup that change decides the content of.
