@@ -11,7 +11,7 @@ import (
 
 // UpdateContainerResources returns once all of the change is in force, or with an error once nothing is.
 func (s *runtimeService) UpdateContainerResources(ctx context.Context, r *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
-	if err := spec.ValidateResources("linux", r.GetLinux()); err != nil {
+	if err := spec.ValidateChange("linux", r.GetLinux()); err != nil {
 		return nil, err
 	}
 	c, err := s.getContainer(r.GetContainerId())
@@ -28,8 +28,8 @@ func (s *runtimeService) UpdateContainerResources(ctx context.Context, r *runtim
 // its own, and asks crid before it does so: nothing is left to be done here but to say that nothing stands against it.
 func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, r *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
 	err := cmp.Or(
-		spec.ValidateResources("overhead", r.GetOverhead()),
-		spec.ValidateResources("resources", r.GetResources()),
+		spec.ValidateChange("overhead", r.GetOverhead()),
+		spec.ValidateChange("resources", r.GetResources()),
 	)
 	if err != nil {
 		return nil, err

@@ -145,6 +145,28 @@ func (t *Tree) setLimit(path, file, value string) error {
 	return nil
 }
 
+// Places are the CPUs and the memory nodes that the host's cgroups have to share, as lists like "0-3,8"; empty without
+// a cpuset controller. They change as CPUs come and go.
+func (t *Tree) Places() (cpus, mems string, err error) {
+	for _, h := range t.hierarchies {
+		if !h.has("cpuset") {
+			continue
+		}
+		suffix := ""
+		if h.unified {
+			suffix = ".effective"
+		}
+		for name, into := range map[string]*string{"cpuset.cpus": &cpus, "cpuset.mems": &mems} {
+			raw, err := os.ReadFile(filepath.Join(h.dir, name+suffix))
+			if err != nil {
+				return "", "", fmt.Errorf("read the host's cpuset: %w", err)
+			}
+			*into = string(bytes.TrimSpace(raw))
+		}
+	}
+	return cpus, mems, nil
+}
+
 // MemoryInUse is how many bytes the cgroup at path uses that the kernel cannot take back by dropping caches of
 // files: a limit below that kills. 0 without a memory controller, NotFound when the cgroup does not exist.
 func (t *Tree) MemoryInUse(path string) (uint64, error) {

@@ -15,6 +15,8 @@ import (
 // Files as kernels wrote them, shortened to what is read and a little more.
 var (
 	recordedV1 = map[string]string{
+		"cpuset/cpuset.cpus":                          "0-3,8\n",
+		"cpuset/cpuset.mems":                          "0\n",
 		"cpuacct/p/crid-c/cpuacct.usage":              "123456789\n",
 		"memory/p/crid-c/memory.usage_in_bytes":       "52428800\n",
 		"memory/p/crid-c/memory.limit_in_bytes":       "104857600\n",
@@ -30,6 +32,9 @@ var (
 		"cpuacct/p/crid-free/cpuacct.usage":           "1\n",
 	}
 	recordedV2 = map[string]string{
+		"cpuset.cpus.effective":        "0-3,8\n",
+		"cpuset.mems.effective":        "0\n",
+		"p/crid-c/memory.events":       "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 1\n",
 		"p/memory.max":                 "209715200\n",
 		"p/memory.swap.max":            "max\n",
 		"p/crid-c/cpu.stat":            "usage_usec 123456\nuser_usec 100000\nsystem_usec 23456\nnr_periods 0\n",
@@ -89,10 +94,10 @@ func recordedTrees(t *testing.T) (v1, v2 *Tree) {
 	t.Helper()
 	root := recorded(t, recordedV1)
 	v1 = &Tree{}
-	for _, controller := range []string{"cpu", "cpuacct", "memory"} {
+	for _, controller := range []string{"cpu", "cpuacct", "cpuset", "memory"} {
 		v1.hierarchies = append(v1.hierarchies, hierarchy{dir: filepath.Join(root, controller), controllers: []string{controller}})
 	}
-	v2 = &Tree{hierarchies: []hierarchy{{dir: recorded(t, recordedV2), controllers: []string{"cpu", "memory", "io"}, unified: true}}}
+	v2 = &Tree{hierarchies: []hierarchy{{dir: recorded(t, recordedV2), controllers: []string{"cpu", "cpuset", "memory", "io"}, unified: true}}}
 	return v1, v2
 }
 
@@ -139,6 +144,29 @@ func TestUsageOfRecordedFiles(t *testing.T) {
 	}
 	if n, err := v2.Processes("/p/crid-none"); n != 0 || err != nil {
 		t.Errorf("%d processes, %v", n, err)
+	}
+}
+
+func TestPlacesOfRecordedFiles(t *testing.T) {
+	v1, v2 := recordedTrees(t)
+	for tree, want := range map[*Tree]string{v1: "0-3,8", v2: "0-3,8", {}: ""} {
+		cpus, mems, err := tree.Places()
+		if err != nil || cpus != want || (mems == "0") != (want != "") {
+			t.Errorf("CPUs %q, memory nodes %q, %v", cpus, mems, err)
+		}
+	}
+}
+
+// The kernel counts the victims of a cgroup and of those below it, and apart from them the groups that it killed whole.
+func TestOOMKillsOfRecordedFiles(t *testing.T) {
+	_, v2 := recordedTrees(t)
+	for path, want := range map[string]uint64{"/p/crid-c": 2, "/p/crid-old": 0} {
+		if n, err := v2.OOMKills(path); n != want || err != nil {
+			t.Errorf("%s: %d kills, %v", path, n, err)
+		}
+	}
+	if _, err := v2.OOMKills("/p/crid-none"); !errors.Is(err, errdef.NotFound) {
+		t.Errorf("of a cgroup that is not there: %v", err)
 	}
 }
 

@@ -148,6 +148,7 @@ type Limits interface {
 	Limits(path string, more ...string) (cgroup.Limits, error) // more = files beside the usual ones
 	SetLimits(path string, limits cgroup.Limits) error
 	MemoryInUse(path string) (uint64, error) // bytes that no limit can take back without killing
+	Places() (cpus, mems string, err error)  // of the host's cpuset
 }
 
 // Records keeps one record per container.

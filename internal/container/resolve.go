@@ -54,7 +54,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	in.Rootfs = root
 	c.at("look up mounts, devices and user")
 	for _, look := range []func(context.Context, *spec.Input) error{
-		c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpDevices, c.lookUpTarget, c.relabel,
+		c.lookUpPlaces, c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpDevices, c.lookUpTarget, c.relabel,
 	} {
 		if err := look(ctx, &in); err != nil {
 			return nil, spec.User{}, err
@@ -90,6 +90,22 @@ func (c *Container) specifyPause(ctx context.Context, in spec.Input) (*specs.Spe
 	}
 	s, err := spec.BuildPause(in)
 	return s, spec.User{}, err
+}
+
+func (c *Container) lookUpPlaces(context.Context, *spec.Input) error {
+	return c.m.checkPlaces("linux.resources", c.config.GetLinux().GetResources())
+}
+
+// checkPlaces refuses CPUs and memory nodes that this host does not have. Without a controller for them, spec does.
+func (m *Manager) checkPlaces(field string, r *runtime.LinuxContainerResources) error {
+	if r.GetCpusetCpus() == "" && r.GetCpusetMems() == "" || !m.deps.Host.HasController("cpuset") {
+		return nil
+	}
+	cpus, mems, err := m.deps.Limits.Places()
+	if err != nil {
+		return err
+	}
+	return spec.CheckPlaces(field, r, cpus, mems)
 }
 
 func (c *Container) lookUpUser(_ context.Context, in *spec.Input) error {

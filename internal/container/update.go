@@ -92,6 +92,9 @@ func (c *Container) update(ctx context.Context, change *runtime.LinuxContainerRe
 		return fmt.Errorf("update %s: %w", c, err)
 	}
 	told, err := spec.Update(change, after, c.m.deps.Host)
+	if err == nil {
+		err = c.m.checkPlaces("linux", change)
+	}
 	if err != nil {
 		return fmt.Errorf("update %s: %w", c, err)
 	}

@@ -39,7 +39,7 @@ func (f fakeRuntime) Update(_ context.Context, id string, res *specs.LinuxResour
 		}
 		maps.Copy(f.files(), told)
 		if res.CPU != nil && res.CPU.Quota != nil {
-			if *res.CPU.Quota < 1000 { // so does crun 1.8 on cgroup v1
+			if *res.CPU.Quota < 0 || *res.CPU.Quota > 1<<50 { // so does crun 1.8 on cgroup v1
 				return errors.New("writing file `cpu.cfs_quota_us`: Numerical result out of range")
 			}
 			f.files()[quotaFile] = fmt.Sprint(*res.CPU.Quota)
@@ -82,6 +82,10 @@ func (f fakeLimits) MemoryInUse(string) (uint64, error) {
 		return nil
 	})
 	return n, err
+}
+
+func (f fakeLimits) Places() (cpus, mems string, err error) {
+	return "0-3", "0", f.do("places", func() error { return nil })
 }
 
 func (h *host) file(name string) string {
@@ -144,7 +148,7 @@ func TestUpdateChangesWhatIsSaidAndNothingElse(t *testing.T) {
 func TestAnUpdateThatFailsChangesNothing(t *testing.T) {
 	h, m := start(t)
 	c := mustStart(t, m, h.request("web"))
-	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5, CpuQuota: 100, CpuPeriod: 100000}); err == nil {
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5, CpuQuota: 1 << 51, CpuPeriod: 100000}); err == nil {
 		t.Error("a quota that the kernel does not take was taken")
 	}
 	h.script.inUse = 2 << 20
@@ -156,6 +160,7 @@ func TestAnUpdateThatFailsChangesNothing(t *testing.T) {
 		{"memory in use", &runtime.LinuxContainerResources{MemoryLimitInBytes: 1 << 20}, errdef.WrongState},
 		{"swap below memory", &runtime.LinuxContainerResources{MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: 3 << 20}, errdef.Invalid},
 		{"a file of cgroup v2", &runtime.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}, errdef.Invalid},
+		{"a CPU that is not there", &runtime.LinuxContainerResources{CpuShares: 5, CpusetCpus: "0-4"}, errdef.Invalid},
 		{"a negative period", &runtime.LinuxContainerResources{CpuPeriod: -5}, errdef.Invalid},
 	} {
 		if err := c.Update(t.Context(), u.change); !errors.Is(err, u.kind) {

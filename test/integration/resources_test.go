@@ -77,15 +77,19 @@ func TestUpdateResources(t *testing.T) {
 		for _, bad := range []struct {
 			change *runtime.LinuxContainerResources
 			code   codes.Code
+			words  string
 		}{
-			{&runtime.LinuxContainerResources{CpuShares: 1024, CpusetCpus: "4000"}, codes.Unknown},
-			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 40 << 20, CpuQuota: 3}, codes.Unknown},
-			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 49 << 20}, codes.InvalidArgument}, // above memory and swap
-			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 4096, MemorySwapLimitInBytes: 4096}, codes.FailedPrecondition},
-			{&runtime.LinuxContainerResources{CpuShares: 1024, Unified: map[string]string{"memory.high": "max"}}, codes.InvalidArgument},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, CpusetCpus: "4000"}, codes.InvalidArgument, "linux.cpuset_cpus"},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, CpusetMems: "0-"}, codes.InvalidArgument, "linux.cpuset_mems"},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 40 << 20, CpuQuota: 3}, codes.InvalidArgument, "linux.cpu_quota"},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, CpuPeriod: 5}, codes.InvalidArgument, "linux.cpu_period"},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, CpuQuota: 1 << 62}, codes.Unknown, "cpu.cfs_quota_us"},                                    // the kernel alone knows its limit
+			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 49 << 20}, codes.InvalidArgument, "linux.memory_swap_limit_in_bytes"}, // above memory and swap
+			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 4096, MemorySwapLimitInBytes: 4096}, codes.FailedPrecondition, "memory limit"},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, Unified: map[string]string{"memory.high": "max"}}, codes.InvalidArgument, "linux.unified"},
 		} {
-			if err := update(c, ctr, bad.change); status.Code(err) != bad.code {
-				t.Errorf("%v: %v, want %s", bad.change, err, bad.code)
+			if err := update(c, ctr, bad.change); status.Code(err) != bad.code || !strings.Contains(err.Error(), bad.words) {
+				t.Errorf("%v: %v, want %s and %s", bad.change, err, bad.code, bad.words)
 			}
 			wantInForce(before...)
 		}

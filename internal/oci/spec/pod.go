@@ -45,7 +45,7 @@ func ValidatePod(c *runtime.PodSandboxConfig) error {
 		field string
 		value *runtime.LinuxContainerResources
 	}{{"linux.overhead", c.GetLinux().GetOverhead()}, {"linux.resources", c.GetLinux().GetResources()}} {
-		if err := ValidateResources(r.field, r.value); err != nil {
+		if err := ValidateChange(r.field, r.value); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -122,31 +123,53 @@ func checkHost(field string, r *runtime.LinuxContainerResources, host fact.Host)
 	return nil
 }
 
-// ValidateResources refuses values that no kernel takes. field is where r stands in the CRI's message, for
-// the error; -1 means "no limit" for the quota and the two memory limits.
+// The kernel's bounds of CPU bandwidth, in microseconds.
+const (
+	minBandwidth = 1000
+	maxPeriod    = 1_000_000
+)
+
+// ValidateResources refuses limits that no kernel takes, or that do not go together. field is where r stands in the
+// CRI's message, for the error; -1 means "no limit" for the quota and the two memory limits.
 func ValidateResources(field string, r *runtime.LinuxContainerResources) error {
-	for _, v := range []struct {
-		name       string
-		value, min int64
-	}{
-		{"cpu_period", r.GetCpuPeriod(), 0},
-		{"cpu_quota", r.GetCpuQuota(), -1},
-		{"cpu_shares", r.GetCpuShares(), 0},
-		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1},
-		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
-		{"oom_score_adj", r.GetOomScoreAdj(), -1000},
-	} {
-		if v.value < v.min {
-			return fmt.Errorf("%s.%s: %d is below %d: %w", field, v.name, v.value, v.min, errdef.Invalid)
-		}
-	}
-	if adj := r.GetOomScoreAdj(); adj > 1000 {
-		return fmt.Errorf("%s.oom_score_adj: %d is above 1000: %w", field, adj, errdef.Invalid)
+	if err := ValidateChange(field, r); err != nil {
+		return err
 	}
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
-	if limit > 0 && swap > 0 && swap < limit {
+	switch {
+	case swap > 0 && limit <= 0:
+		return fmt.Errorf("%s.memory_swap_limit_in_bytes: %d without memory_limit_in_bytes, which it includes: %w", field, swap, errdef.Invalid)
+	case swap > 0 && swap < limit:
 		return fmt.Errorf("%s.memory_swap_limit_in_bytes: %d is below the memory limit %d, which it includes: %w",
 			field, swap, limit, errdef.Invalid)
+	}
+	return nil
+}
+
+// ValidateChange is ValidateResources for what an update changes, which need not be complete.
+func ValidateChange(field string, r *runtime.LinuxContainerResources) error {
+	for _, v := range []struct {
+		name            string
+		value, min, max int64
+	}{
+		{"cpu_period", r.GetCpuPeriod(), minBandwidth, maxPeriod},
+		{"cpu_quota", r.GetCpuQuota(), -1, math.MaxInt64},
+		{"cpu_shares", r.GetCpuShares(), 0, math.MaxInt64},
+		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1, math.MaxInt64},
+		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1, math.MaxInt64},
+		{"oom_score_adj", r.GetOomScoreAdj(), -1000, 1000},
+	} {
+		if v.value != 0 && (v.value < v.min || v.value > v.max) {
+			return fmt.Errorf("%s.%s: %d is not within %d and %d: %w", field, v.name, v.value, v.min, v.max, errdef.Invalid)
+		}
+	}
+	if quota := r.GetCpuQuota(); quota > 0 && quota < minBandwidth {
+		return fmt.Errorf("%s.cpu_quota: %d is below %d: %w", field, quota, minBandwidth, errdef.Invalid)
+	}
+	for _, places := range []struct{ name, list string }{{"cpuset_cpus", r.GetCpusetCpus()}, {"cpuset_mems", r.GetCpusetMems()}} {
+		if _, err := parsePlaces(places.list); err != nil {
+			return fmt.Errorf("%s.%s %q: %w", field, places.name, places.list, err)
+		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.GetUnified())) {
 		if !strings.Contains(key, ".") || strings.ContainsAny(key, "/\x00") {

@@ -128,6 +128,24 @@ func TestUpdateTellsTheRuntimeWhatChanges(t *testing.T) {
 	}
 }
 
+func TestCheckPlaces(t *testing.T) {
+	for _, c := range []struct{ cpus, mems, want string }{
+		{"", "", ""},
+		{"0-3,8", "1", ""},
+		{"3-4", "", `linux.cpuset_cpus "3-4": this host has "0-3,8", not 4`},
+		{"4000", "", `linux.cpuset_cpus "4000"`},
+		{"0", "2", `linux.cpuset_mems "2": this host has "0-1"`},
+	} {
+		err := CheckPlaces("linux", &resources{CpusetCpus: c.cpus, CpusetMems: c.mems}, "0-3,8", "0-1")
+		if c.want == "" && err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if c.want != "" {
+			refused(t, err, errdef.Invalid, c.want)
+		}
+	}
+}
+
 func TestLimitFiles(t *testing.T) {
 	for _, c := range []struct {
 		change *resources
