@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/cgroup"
-	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/oci/spec"
 )
@@ -79,6 +77,9 @@ func (c *Container) beginUpdate(ctx context.Context, change *runtime.LinuxContai
 func (c *Container) limitable() error {
 	if state := c.Status().State; state != Created && state != Running {
 		return c.wrongState("update", "it is "+string(state))
+	}
+	if c.proc == nil || !c.proc.Alive() {
+		return c.wrongState("update", "its process has ended")
 	}
 	return nil
 }
@@ -210,7 +211,7 @@ func (c *Container) undoUpdate() error {
 	if err == nil {
 		err = c.noteUpdate(func(s *Status) { s.undo = nil })
 	}
-	if c.limitable() != nil || errors.Is(err, errdef.NotFound) {
+	if c.limitable() != nil {
 		return nil // it ended
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -70,6 +71,11 @@ func (f fakeLimits) Limits(string, ...string) (cgroup.Limits, error) {
 
 func (f fakeLimits) SetLimits(_ string, limits cgroup.Limits) error {
 	return f.do("limits write", func() error {
+		for file := range limits {
+			if _, there := f.files()[file]; !there {
+				return fmt.Errorf("%s: %w", file, errdef.NotFound)
+			}
+		}
 		maps.Copy(f.files(), limits)
 		return nil
 	})
@@ -186,6 +192,26 @@ func TestAnUpdateThatCridDidNotSurviveIsUndone(t *testing.T) {
 	again, errs := restart(t, h, m, func() {})
 	if len(errs) > 0 || h.file(sharesFile) != "77" || loaded(t, again, c).Status().undo != nil {
 		t.Errorf("%v, in force: %v", errs, h.files())
+	}
+}
+
+// A file that is gone is no sign that the container has ended.
+func TestAnUpdateThatCannotBeUndoneStaysDue(t *testing.T) {
+	h, m := start(t)
+	c := mustStart(t, m, h.request("web"))
+	undo := cgroup.Limits{sharesFile: "77", "hugetlb.2MB.limit_in_bytes": "0"}
+	if err := c.noteUpdate(func(s *Status) { s.undo = undo }); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5}); err == nil || !strings.Contains(err.Error(), "bring back the limits") {
+		t.Errorf("got %v", err)
+	}
+	if !maps.Equal(c.Status().undo, undo) || h.file(sharesFile) != "1024" {
+		t.Errorf("to be brought back: %v; in force: %v", c.Status().undo, h.files())
+	}
+	h.files()["hugetlb.2MB.limit_in_bytes"] = "5"
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuQuota: 5000}); err != nil || h.file(sharesFile) != "77" {
+		t.Errorf("%v, in force: %v", err, h.files())
 	}
 }
 
