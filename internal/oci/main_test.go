@@ -1,14 +1,18 @@
 package oci
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/crid/crid/test/isolate"
 )
@@ -46,6 +50,16 @@ func play(part string) int {
 		return 1
 	case "hang":
 		return wait()
+	case "linger":
+		pid := filepath.Join(os.Args[2], "pid") // below --root
+		if os.WriteFile(pid+".new", []byte(strconv.Itoa(os.Getpid())), 0o600) != nil || os.Rename(pid+".new", pid) != nil {
+			return 2
+		}
+		return wait()
+	case "crid":
+		rt := New(Config{Name: "linger", Path: os.Args[1], Root: os.Args[2]})
+		fmt.Fprintln(os.Stderr, rt.Update(context.Background(), "abc", &specs.LinuxResources{}))
+		return 0
 	case "die":
 		if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
 			return 2

@@ -132,13 +132,14 @@ func (r *Runtime) State(ctx context.Context, id string) (specs.State, error) {
 	return state, nil
 }
 
-// Update changes the limits of the running container id. Fields of res that are nil stay as they are.
+// Update changes the limits of the running container id. Fields of res that are nil stay as they are. It goes on no
+// longer than crid.
 func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResources) error {
 	body, err := json.Marshal(res)
 	if err != nil {
 		return fmt.Errorf("write resources of container %s: %w", id, err)
 	}
-	_, err = r.run(ctx, call{verb: "update", args: []string{"--resources", "-", id}, stdin: body, limit: quickVerb})
+	_, err = r.run(ctx, call{verb: "update", args: []string{"--resources", "-", id}, stdin: body, limit: quickVerb, tied: true})
 	return err
 }
 

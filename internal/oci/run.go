@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,7 @@ type call struct {
 	args  []string
 	stdin []byte // nil = /dev/null
 	limit time.Duration
+	tied  bool // the binary does not outlive crid: what it would do then is undone by the next
 }
 
 // run runs the binary for c and returns its stdout. The error carries the runtime's own message.
@@ -50,6 +52,12 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if c.stdin != nil {
 		cmd.Stdin = bytes.NewReader(c.stdin)
+	}
+	if c.tied {
+		// The kernel sends the signal when the thread that started the process ends.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	}
 	err = cmd.Run()
 	// A hook that keeps the pipes says nothing about the verb, which has succeeded.

@@ -4,12 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
@@ -49,6 +54,40 @@ func TestAHangingRuntimeIsLeft(t *testing.T) {
 	err := fake(t, "hang").Start(ctx, "abc")
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > afterKill+time.Second {
 		t.Errorf("got %v after %v", err, time.Since(began))
+	}
+}
+
+// The next crid undoes an update that crid did not survive: a runtime that went on with it would have the last word.
+func TestAnUpdateEndsWithCrid(t *testing.T) {
+	root := t.TempDir()
+	crid := exec.Command(fake(t, "crid").cfg.Path, fake(t, "linger").cfg.Path, root)
+	if err := crid.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(crid.Process.Kill(), crid.Wait()); err == nil {
+			t.Error("crid was not killed")
+		}
+	})
+	var raw []byte
+	for end := time.Now().Add(time.Minute); len(raw) == 0 && time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		raw, _ = os.ReadFile(filepath.Join(root, "pid")) // not there yet
+	}
+	pid, err := strconv.Atoi(string(raw))
+	if err != nil {
+		t.Fatal("the runtime was not started:", err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := crid.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
+	if n != 1 || err != nil {
+		t.Errorf("the runtime goes on: %v, %v", err, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
 	}
 }
 
