@@ -230,6 +230,12 @@ func TestBadContainersLeaveNothing(t *testing.T) {
 		"/dev/nonesuch": func(cfg *runtime.ContainerConfig) {
 			cfg.Devices = []*runtime.Device{{HostPath: "/dev/nonesuch", ContainerPath: "/dev/x", Permissions: "rwm"}}
 		},
+		`devices[0].container_path "/dev/console"`: func(cfg *runtime.ContainerConfig) {
+			cfg.Devices = []*runtime.Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/console"}}
+		},
+		"linux.resources.cpuset_cpus": func(cfg *runtime.ContainerConfig) {
+			cfg.Linux.Resources = &runtime.LinuxContainerResources{CpusetCpus: "4000"}
+		},
 		"container_path": func(cfg *runtime.ContainerConfig) {
 			cfg.Mounts = []*runtime.Mount{{HostPath: "/tmp", ContainerPath: "relative"}}
 		},

@@ -37,8 +37,8 @@ func deviceRule(d Device) specs.LinuxDeviceCgroup {
 }
 
 // ownedByRuntime tells the nodes that the runtime makes for the container's own terminal: the host's must not
-// take their place.
+// take their place. Among all nodes of a directory they are left out, one that is asked for by its path is refused.
 func ownedByRuntime(device string) bool {
 	p := path.Clean(device)
-	return p == "/dev/console" || p == "/dev/ptmx" || strings.HasPrefix(p, "/dev/pts/")
+	return p == "/dev/console" || p == "/dev/ptmx" || p == "/dev/pts" || strings.HasPrefix(p, "/dev/pts/")
 }

@@ -105,9 +105,14 @@ func validateMount(m *runtime.Mount) error {
 
 func validateDevices(c *runtime.ContainerConfig) error {
 	for i, d := range c.GetDevices() {
-		if !path.IsAbs(d.GetHostPath()) || !path.IsAbs(d.GetContainerPath()) || climbs(d.GetContainerPath()) {
-			return fmt.Errorf("devices[%d]: host_path %q and container_path %q must be absolute: %w", i,
-				d.GetHostPath(), d.GetContainerPath(), errdef.Invalid)
+		for _, p := range []struct{ field, path string }{{"host_path", d.GetHostPath()}, {"container_path", d.GetContainerPath()}} {
+			if !path.IsAbs(p.path) || climbs(p.path) || strings.ContainsRune(p.path, 0) {
+				return fmt.Errorf("devices[%d].%s %q is not an absolute path without \"..\": %w", i, p.field, p.path, errdef.Invalid)
+			}
+		}
+		if inside := path.Clean(d.GetContainerPath()); inside == "/" || ownedByRuntime(inside) {
+			return fmt.Errorf("devices[%d].container_path %q: the container has a node or directory of its own there: %w", i,
+				d.GetContainerPath(), errdef.Invalid)
 		}
 		if strings.Trim(d.GetPermissions(), allAccess) != "" {
 			return fmt.Errorf("devices[%d].permissions %q: only r, w and m are known: %w", i, d.GetPermissions(),

@@ -33,6 +33,13 @@ func checkContainerFlaws(t *testing.T, flaws []flaw[*runtime.ContainerConfig]) {
 	}
 }
 
+// device asks for a device of the host.
+func device(host, inside string) func(*runtime.ContainerConfig) {
+	return func(c *runtime.ContainerConfig) {
+		c.Devices = []*runtime.Device{{HostPath: host, ContainerPath: inside}}
+	}
+}
+
 func TestValidateContainerRefuses(t *testing.T) {
 	type config = runtime.ContainerConfig
 	mount := func(m *runtime.Mount) func(*config) {
@@ -63,6 +70,13 @@ func TestValidateContainerRefuses(t *testing.T) {
 		{"uidMappings", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", UidMappings: []*runtime.IDMapping{{}}})},
 		{`mount_options "suid"`, errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", MountOptions: []string{"suid"}})},
 		{"devices[0]", errdef.Invalid, func(c *config) { c.Devices = []*runtime.Device{{HostPath: "dev/x", ContainerPath: "/dev/x"}} }},
+		{"devices[0].host_path \"/dev/../etc/x\"", errdef.Invalid, device("/dev/../etc/x", "/dev/x")},
+		{"devices[0].container_path \"/dev/../x\"", errdef.Invalid, device("/dev/x", "/dev/../x")},
+		{"devices[0].container_path \"/\"", errdef.Invalid, device("/dev/x", "/")},
+		{"devices[0].container_path \"/dev/./ptmx\"", errdef.Invalid, device("/dev/x", "/dev/./ptmx")},
+		{"devices[0].container_path \"/dev/pts/0\"", errdef.Invalid, device("/dev/x", "/dev/pts/0")},
+		{"devices[0].container_path \"/dev/pts\"", errdef.Invalid, device("/dev/pts", "/dev/pts")},
+		{"devices[0].container_path \"/dev/console\"", errdef.Invalid, device("/dev/console", "/dev/console")},
 		{"devices[0].permissions", errdef.Invalid, func(c *config) {
 			c.Devices = []*runtime.Device{{HostPath: "/dev/x", ContainerPath: "/dev/x", Permissions: "rx"}}
 		}},
