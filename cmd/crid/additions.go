@@ -32,7 +32,7 @@ func (r *rooms) openAdditions(ctx context.Context) error {
 	return nil
 }
 
-// additionFaults is what is wrong now with the files of the host that add to containers.
+// additionFaults is what is wrong now, or without effect, with the files of the host that add to containers.
 func (r *rooms) additionFaults() []string {
 	var faults []string
 	for _, fault := range r.additions.devices.Faults() {
@@ -40,6 +40,9 @@ func (r *rooms) additionFaults() []string {
 	}
 	if fault := r.additions.hooks.Fault(); fault != "" {
 		faults = append(faults, "containers cannot be created: "+fault)
+	}
+	for _, ignored := range r.additions.hooks.Ignored() {
+		faults = append(faults, "ignored: "+ignored)
 	}
 	return faults
 }

@@ -29,7 +29,13 @@ type Hooks struct {
 	seen string     // what the directories looked like when all was read without a fault
 	all  []hook     // in the order in which they are added
 
-	known atomic.Pointer[string] // what the last look found wrong
+	known atomic.Pointer[findings] // what the last look found
+}
+
+// findings are for an operator.
+type findings struct {
+	fault   string
+	ignored []string
 }
 
 // New is the hooks of dirs: a file of a later directory takes the place of one with the same name in an earlier. It
@@ -61,19 +67,32 @@ func (h *Hooks) Check() error {
 
 // Fault is what Check or Inject found wrong at their last look; empty when nothing was. It never waits.
 func (h *Hooks) Fault() string {
-	if fault := h.known.Load(); fault != nil {
-		return *fault
+	if found := h.known.Load(); found != nil {
+		return found.fault
 	}
 	return ""
 }
 
+// Ignored is what Check or Inject found at their last look of which crid does nothing. It never waits.
+func (h *Hooks) Ignored() []string {
+	if found := h.known.Load(); found != nil {
+		return found.ignored
+	}
+	return nil
+}
+
 func (h *Hooks) current() ([]hook, error) {
 	all, err := h.look()
-	fault := ""
+	var found findings
 	if err != nil {
-		fault = err.Error()
+		found.fault = err.Error()
 	}
-	h.known.Store(&fault)
+	for _, hook := range all {
+		if hook.precreate {
+			found.ignored = append(found.ignored, fmt.Sprintf("hook %s: stage %q is Podman's alone", hook.file, precreate))
+		}
+	}
+	h.known.Store(&found)
 	return all, err
 }
 
@@ -153,6 +172,7 @@ func read(files map[string]string) ([]hook, error) {
 		if err != nil {
 			return nil, fmt.Errorf("hook %s: %w: %w", files[name], errdef.Unavailable, err)
 		}
+		parsed.file = files[name]
 		all = append(all, parsed)
 	}
 	return all, nil

@@ -127,10 +127,9 @@ func TestStages(t *testing.T) {
 func TestFaultsNameTheFile(t *testing.T) {
 	good := simple("x", `{"always": true}`)
 	for _, c := range []struct{ name, text, want string }{
-		{"no JSON", `{"version": `, "unexpected EOF"},
-		{"unknown key", strings.Replace(good, `"when"`, `"until": 1, "when"`, 1), `"until"`},
+		{"no JSON", `{"version": `, "unexpected end"},
 		{"type", strings.Replace(good, `"always": true`, `"always": "yes"`, 1), "when.always"},
-		{"trailing", good + "{}", "follows"},
+		{"trailing", good + "{}", "after top-level value"},
 		{"version", strings.Replace(good, "1.0.0", "0.1.0", 1), "only 1.0.0"},
 		{"no stages", strings.Replace(good, `["poststop"]`, `[]`, 1), "stages"},
 		{"stage", strings.Replace(good, `["poststop"]`, `["prestop"]`, 1), `"prestop"`},
@@ -177,5 +176,22 @@ func TestFaultsNameTheFile(t *testing.T) {
 	in := `{"version": "1.0.0", "hook": {"path": "/in/container"}, "when": {"always": true}, "stages": ["startContainer"]}`
 	if _, err := parse([]byte(in)); err != nil {
 		t.Errorf("a program of the container: %v", err)
+	}
+}
+
+// The directories are Podman's too: what is meant for it keeps no container from being made.
+func TestFilesForPodman(t *testing.T) {
+	dir := t.TempDir()
+	good := simple("x", `{"always": true}`)
+	write(t, filepath.Join(dir, "a.json"), strings.Replace(good, `"when"`, `"comment": "of a later schema", "when"`, 1))
+	write(t, filepath.Join(dir, "b.json"), strings.Replace(good, `["poststop"]`, `["precreate"]`, 1))
+	write(t, filepath.Join(dir, "c.json"), strings.Replace(good, `["poststop"]`, `["precreate", "poststop"]`, 1))
+	h := New([]string{dir})
+	if got := marks(t, h, nil, false); !slices.Equal(got, []string{"x", "x"}) || h.Fault() != "" {
+		t.Errorf("got %q, %s", got, h.Fault())
+	}
+	ignored := h.Ignored()
+	if len(ignored) != 2 || !strings.Contains(ignored[0], filepath.Join(dir, "b.json")) || !strings.Contains(ignored[1], `"precreate"`) {
+		t.Errorf("told as ignored: %q", ignored)
 	}
 }

@@ -1,14 +1,13 @@
 package hooks
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -17,11 +16,16 @@ import (
 // version is the only one of the schema that is still in use.
 const version = "1.0.0"
 
+// precreate is a stage of Podman alone, in which a hook edits the configuration.
+const precreate = "precreate"
+
 // hook is one file, understood.
 type hook struct {
-	what   specs.Hook
-	when   when
-	stages []string
+	what      specs.Hook
+	when      when
+	stages    []string
+	file      string
+	precreate bool // its file asks for that stage too
 }
 
 // when is a file's conditions. All that are set must hold; of commands one is enough.
@@ -48,15 +52,11 @@ type file struct {
 	Stages []string `json:"stages"`
 }
 
+// parse takes no offence at keys that it does not know: the directories are Podman's too.
 func parse(raw []byte) (hook, error) {
 	var f file
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&f); err != nil {
+	if err := json.Unmarshal(raw, &f); err != nil {
 		return hook{}, err
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return hook{}, errors.New("something follows the object")
 	}
 	if f.Version != version {
 		return hook{}, fmt.Errorf("version %q: only %s is known", f.Version, version)
@@ -68,7 +68,8 @@ func parse(raw []byte) (hook, error) {
 		return hook{}, err
 	}
 	conditions, err := f.conditions()
-	return hook{f.Hook, conditions, f.Stages}, err
+	stages := slices.DeleteFunc(slices.Clone(f.Stages), func(stage string) bool { return stage == precreate })
+	return hook{what: f.Hook, when: conditions, stages: stages, precreate: len(stages) < len(f.Stages)}, err
 }
 
 func (f file) checkStages() error {
@@ -76,7 +77,7 @@ func (f file) checkStages() error {
 		return errors.New("stages: empty")
 	}
 	for i, stage := range f.Stages {
-		if place(&specs.Hooks{}, stage) == nil {
+		if stage != precreate && place(&specs.Hooks{}, stage) == nil {
 			return fmt.Errorf("stages[%d] %q: unknown; known: prestart, createRuntime, createContainer, startContainer, "+
 				"poststart, poststop", i, stage)
 		}
