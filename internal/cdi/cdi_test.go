@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -82,6 +83,41 @@ func TestDevicesComeAndGo(t *testing.T) {
 	if got, err := environment(open(t, etc, run), "example.com/gadget=one"); err != nil || !slices.Equal(got, []string{"FROM=run"}) {
 		t.Errorf("the later directory: %v, %v", got, err)
 	}
+}
+
+// Nothing but the watching tells that a description that is known has changed.
+func TestDescriptionsAreWatched(t *testing.T) {
+	dir := t.TempDir()
+	describe(t, dir, "a.json", "one", "VERSION=1")
+	r := open(t, dir)
+	if got, err := environment(r, "example.com/gadget=one"); err != nil || !slices.Equal(got, []string{"VERSION=1"}) {
+		t.Fatalf("at first: %v, %v", got, err)
+	}
+	eventually := func(what string, holds func(env []string, err error) bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; <-time.After(5 * time.Millisecond) {
+			got, err := environment(r, "example.com/gadget=one")
+			if holds(got, err) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: %v, %v", what, got, err)
+			}
+		}
+	}
+	describe(t, dir, "a.json", "one", "VERSION=2")
+	eventually("changed", func(env []string, err error) bool { return err == nil && slices.Equal(env, []string{"VERSION=2"}) })
+	if err := os.Remove(filepath.Join(dir, "a.json")); err != nil {
+		t.Fatal(err)
+	}
+	eventually("removed", func(_ []string, err error) bool { return errors.Is(err, errdef.Invalid) })
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	describe(t, dir, "b.json", "one", "VERSION=3")
+	eventually("in a directory that came again", func(env []string, err error) bool { return err == nil && slices.Equal(env, []string{"VERSION=3"}) })
+	describe(t, dir, "b.json", "one", "VERSION=4")
+	eventually("changed there", func(env []string, err error) bool { return err == nil && slices.Equal(env, []string{"VERSION=4"}) })
 }
 
 func TestBadDevices(t *testing.T) {
