@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/test/golden"
 )
 
 // describe writes a description of one device whose only edit is a variable.
@@ -118,6 +119,16 @@ func TestDescriptionsAreWatched(t *testing.T) {
 	eventually("in a directory that came again", func(env []string, err error) bool { return err == nil && slices.Equal(env, []string{"VERSION=3"}) })
 	describe(t, dir, "b.json", "one", "VERSION=4")
 	eventually("changed there", func(env []string, err error) bool { return err == nil && slices.Equal(env, []string{"VERSION=4"}) })
+}
+
+// All that a description can say of a device arrives in the configuration.
+func TestWhatADescriptionBrings(t *testing.T) {
+	s := &specs.Spec{Process: &specs.Process{Env: []string{"A=kept"}, User: specs.User{AdditionalGids: []uint32{5}}},
+		Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
+	if err := open(t, "testdata/cdi").Inject(s, []string{"example.com/gadget=all"}); err != nil {
+		t.Fatal(err)
+	}
+	golden.Compare(t, "gadget", s)
 }
 
 func TestBadDevices(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/test/golden"
 )
 
 func write(t *testing.T, path, text string) {
@@ -113,15 +114,7 @@ func TestStages(t *testing.T) {
 	if err := New([]string{dir}).Inject(s, nil, false); err != nil {
 		t.Fatal(err)
 	}
-	got := s.Hooks
-	if len(got.Prestart)*len(got.CreateRuntime)*len(got.CreateContainer)*len(got.StartContainer)*len(got.Poststop) != 1 ||
-		len(got.Poststart) != 2 || got.Poststart[0].Path != "/first" {
-		t.Errorf("got %+v", got)
-	}
-	hook := got.CreateRuntime[0]
-	if hook.Path != "/bin/true" || !slices.Equal(hook.Args, []string{"true", "a"}) || !slices.Equal(hook.Env, []string{"A=b"}) || *hook.Timeout != 3 {
-		t.Errorf("got %+v", hook)
-	}
+	golden.Compare(t, "stages", s)
 }
 
 func TestFaultsNameTheFile(t *testing.T) {

@@ -1,15 +1,10 @@
 package spec
 
 import (
-	"bytes"
-	"encoding/json"
-	"flag"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-tools/generate"
@@ -17,33 +12,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
-
-// golden compares v, as JSON, with a file of testdata.
-func golden(t *testing.T, name string, v any) {
-	t.Helper()
-	got, err := json.MarshalIndent(v, "", "\t")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = append(got, '\n')
-	file := filepath.Join("testdata", name+".json")
-	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs (run with -update if that is intended):\n%s", file, cmp.Diff(string(want), string(got)))
-	}
-}
 
 // example is a container as the kubelet asks for it, in an ordinary pod on a host with cgroup v2.
 func example() Input {
@@ -101,7 +71,7 @@ func TestGenerateNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Config.Linux.Seccomp = nil // differs between machines, and is never used
-	golden(t, "generate-new", g.Config)
+	golden.Compare(t, "generate-new", g.Config)
 }
 
 // variant is an example with something changed; its golden file has the same name.
@@ -202,7 +172,7 @@ func TestBuild(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, v.name, s)
+			golden.Compare(t, v.name, s)
 		})
 	}
 }
@@ -212,7 +182,7 @@ func TestBuildPause(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "pause", s)
+	golden.Compare(t, "pause", s)
 }
 
 func TestExecProcess(t *testing.T) {
@@ -220,7 +190,7 @@ func TestExecProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "exec", ExecProcess(s, []string{"sh", "-c", "id"}, true))
+	golden.Compare(t, "exec", ExecProcess(s, []string{"sh", "-c", "id"}, true))
 	if s.Process.Terminal || s.Process.Args[0] != "/bin/web" || s.Process.Env[len(s.Process.Env)-1] == "TERM=xterm" {
 		t.Errorf("the container's own process was edited: %+v", s.Process)
 	}

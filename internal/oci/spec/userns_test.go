@@ -6,6 +6,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/test/golden"
 )
 
 // line is one line of a mapping.
@@ -115,11 +116,11 @@ func TestBuildInUserns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "userns", s)
+	golden.Compare(t, "userns", s)
 	if s, err = BuildPause(in); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "userns-pause", s)
+	golden.Compare(t, "userns-pause", s)
 
 	in.User.Additional = []uint32{0, 70000}
 	_, err = Build(in)
