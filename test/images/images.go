@@ -26,14 +26,15 @@ import (
 
 // The images, as repository:tag below the registry's address.
 const (
-	Busybox = "crid/busybox:1"    // the distribution's busybox with every applet; Cmd sh; a Docker image
-	Web     = "crid/web:1"        // busybox and the program test/web; serves on port 80; an OCI index with decoys
-	Volume  = "crid/volume:1"     // busybox with VOLUME /data that holds a file of user 1001
-	User    = "crid/user:1"       // busybox with USER app, who is 1000 and in group 50000
-	Pausing = "crid/stopsignal:1" // busybox with STOPSIGNAL SIGUSR1
-	Files   = "crid/files:1"      // files and symbolic links, no program: to be a volume
-	Nothing = "crid/nothing:1"    // no layer at all
-	Pause   = "crid/pause:1"      // a pause alone, for peers that run one in every pod
+	Busybox  = "crid/busybox:1"    // the distribution's busybox with every applet; Cmd sh; a Docker image
+	Web      = "crid/web:1"        // busybox and the program test/web; serves on port 80; an OCI index with decoys
+	Volume   = "crid/volume:1"     // busybox with VOLUME /data that holds a file of user 1001
+	User     = "crid/user:1"       // busybox with USER app, who is 1000 and in group 50000
+	Pausing  = "crid/stopsignal:1" // busybox with STOPSIGNAL SIGUSR1
+	Realtime = "crid/rtsignal:1"   // busybox with STOPSIGNAL SIGRTMIN+3
+	Files    = "crid/files:1"      // files and symbolic links, no program: to be a volume
+	Nothing  = "crid/nothing:1"    // no layer at all
+	Pause    = "crid/pause:1"      // a pause alone, for peers that run one in every pod
 )
 
 // Builder makes the images. Web is the path of the compiled test/web.
@@ -48,14 +49,15 @@ func (b Builder) Push(ctx context.Context, registry string) error {
 		return fmt.Errorf("build busybox image: %w", err)
 	}
 	for ref, make := range map[string]func(v1.Image) (remote.Taggable, error){
-		Busybox: func(base v1.Image) (remote.Taggable, error) { return base, nil },
-		Web:     b.web,
-		Volume:  volume,
-		User:    user,
-		Pausing: stopSignal,
-		Files:   func(v1.Image) (remote.Taggable, error) { return files() },
-		Nothing: func(v1.Image) (remote.Taggable, error) { return nothing() },
-		Pause:   func(v1.Image) (remote.Taggable, error) { return pauseImage() },
+		Busybox:  func(base v1.Image) (remote.Taggable, error) { return base, nil },
+		Web:      b.web,
+		Volume:   volume,
+		User:     user,
+		Pausing:  stopSignal("SIGUSR1"),
+		Realtime: stopSignal("SIGRTMIN+3"),
+		Files:    func(v1.Image) (remote.Taggable, error) { return files() },
+		Nothing:  func(v1.Image) (remote.Taggable, error) { return nothing() },
+		Pause:    func(v1.Image) (remote.Taggable, error) { return pauseImage() },
 	} {
 		img, err := make(base)
 		if err != nil {
@@ -171,10 +173,12 @@ func user(base v1.Image) (remote.Taggable, error) {
 	return l.image(base, func(c *v1.Config) { c.User = "app" })
 }
 
-func stopSignal(base v1.Image) (remote.Taggable, error) {
-	var l layer
-	l.text("etc/stopsignal", "SIGUSR1\n")
-	return l.image(base, func(c *v1.Config) { c.StopSignal = "SIGUSR1" })
+func stopSignal(name string) func(v1.Image) (remote.Taggable, error) {
+	return func(base v1.Image) (remote.Taggable, error) {
+		var l layer
+		l.text("etc/stopsignal", name+"\n")
+		return l.image(base, func(c *v1.Config) { c.StopSignal = name })
+	}
 }
 
 func files() (remote.Taggable, error) {

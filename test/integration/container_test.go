@@ -27,6 +27,8 @@ func security(edit func(*runtime.LinuxContainerSecurityContext)) func(*runtime.C
 func TestFeaturesArriveInTheContainer(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
 		pod := c.RunPod()
+		noChmod := filepath.Join(t.TempDir(), "no-chmod.json")
+		put(t, noChmod, `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"}]}`, 0o644)
 		for _, f := range []struct {
 			name, shell, want string
 			edit              func(*runtime.ContainerConfig)
@@ -35,8 +37,8 @@ func TestFeaturesArriveInTheContainer(t *testing.T) {
 			{"workdir", "pwd", "/tmp\n", func(cfg *runtime.ContainerConfig) { cfg.WorkingDir = "/tmp" }},
 			{"env", "echo $A", "b c\n", func(cfg *runtime.ContainerConfig) { cfg.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte("b c")}} }},
 			{"user by id, with its group of passwd", "id -u; id -g", "1000\n1000\n", security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsUser = &runtime.Int64Value{Value: 1000} })},
-			{"user and group", "id -u; id -g", "1000\n1000\n", security(func(s *runtime.LinuxContainerSecurityContext) {
-				s.RunAsUser, s.RunAsGroup = &runtime.Int64Value{Value: 1000}, &runtime.Int64Value{Value: 1000}
+			{"user and group", "id -u; id -g", "1000\n33\n", security(func(s *runtime.LinuxContainerSecurityContext) {
+				s.RunAsUser, s.RunAsGroup = &runtime.Int64Value{Value: 1000}, &runtime.Int64Value{Value: 33}
 			})},
 			{"user by name", "id -un; echo $HOME", "nobody\n/\n", security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsUsername = "nobody" })},
 			{"groups", "id -G", "0 1234 5678\n", security(func(s *runtime.LinuxContainerSecurityContext) { s.SupplementalGroups = []int64{1234, 5678} })},
@@ -46,6 +48,9 @@ func TestFeaturesArriveInTheContainer(t *testing.T) {
 			})},
 			{"seccomp unconfined", "grep Seccomp: /proc/self/status", "Seccomp:\t0\n", security(func(s *runtime.LinuxContainerSecurityContext) {
 				s.Seccomp = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined}
+			})},
+			{"seccomp of the node", "grep Seccomp: /proc/self/status; chmod 700 /tmp 2>&1 | grep -c 'not permitted'", "Seccomp:\t2\n1\n", security(func(s *runtime.LinuxContainerSecurityContext) {
+				s.Seccomp = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: noChmod}
 			})},
 			{"no capabilities", "grep CapBnd /proc/self/status", "CapBnd:\t0000000000000000\n", security(func(s *runtime.LinuxContainerSecurityContext) {
 				s.Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL"}}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,6 +132,10 @@ func testCDI(t *testing.T, handler string) {
 			{"name": "one", "containerEdits": {"deviceNodes": [{"path": "/dev/gadget", "hostPath": %q, "permissions": "r"}], "env": ["ONE=1"]}},
 			{"name": "group", "containerEdits": {"additionalGids": [4711]}}]}`, tool, node), 0o644)
 	script := open + "echo $GADGETS $ONE; cat /opt/tool; open /dev/gadget; id -G"
+	member := pod.Create("true", use("example.com/gadget=group"))
+	if got := member.Status().GetUser().GetLinux().GetSupplementalGroups(); !slices.Equal(got, []int64{0, 4711}) {
+		t.Errorf("groups as told: %v", got)
+	}
 	if got, want := pod.Output(script, use("example.com/gadget=one", "example.com/gadget=group")), "here 1\nof the vendor\nr /dev/gadget\n0 4711\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

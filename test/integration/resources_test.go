@@ -59,7 +59,7 @@ func TestUpdateResources(t *testing.T) {
 			want   []string
 		}{
 			{&runtime.LinuxContainerResources{CpuQuota: -1}, []string{"512", "100000", "-1", "0", "67108864", "67108864"}},
-			{&runtime.LinuxContainerResources{CpusetCpus: "0-1"}, []string{"512", "100000", "-1", "0-1", "67108864", "67108864"}},
+			{&runtime.LinuxContainerResources{CpusetCpus: "0-1", CpusetMems: "0"}, []string{"512", "100000", "-1", "0-1", "67108864", "67108864"}},
 			{&runtime.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}, []string{"512", "100000", "-1", "0-1", "134217728", "134217728"}},
 			{&runtime.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, MemorySwapLimitInBytes: 48 << 20}, []string{"512", "100000", "-1", "0-1", "33554432", "50331648"}},
 			{&runtime.LinuxContainerResources{CpuQuota: 20000, CpuPeriod: 50000, CpuShares: 2, HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}}},
@@ -98,7 +98,8 @@ func TestUpdateResources(t *testing.T) {
 		}
 		c.Crash()
 		r := ctr.Status().GetResources().GetLinux()
-		if r.GetCpuQuota() != 20000 || r.GetCpuPeriod() != 50000 || r.GetCpuShares() != 2 || r.GetMemoryLimitInBytes() != 32<<20 || r.GetCpusetCpus() != "0-1" {
+		if r.GetCpuQuota() != 20000 || r.GetCpuPeriod() != 50000 || r.GetCpuShares() != 2 || r.GetMemoryLimitInBytes() != 32<<20 || r.GetMemorySwapLimitInBytes() != 48<<20 ||
+			r.GetCpusetCpus() != "0-1" || r.GetCpusetMems() != "0" {
 			t.Errorf("told after a restart: %v", r)
 		}
 		if err := update(c, ctr, &runtime.LinuxContainerResources{CpusetCpus: "1"}); err != nil {
