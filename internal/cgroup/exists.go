@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,26 @@ func (t *Tree) Find(id string) ([]string, error) {
 			if err != nil {
 				return nil, fmt.Errorf("look for the cgroups of %s: %w", id, err)
 			}
+		}
+	}
+	return found, nil
+}
+
+// Survey returns the paths of all cgroups that are a Leaf or a MonitorLeaf of an id that is one, to that id. It looks at
+// every cgroup of the machine but those below a leaf: they are its container's.
+func (t *Tree) Survey(isID func(id string) bool) (map[string]string, error) {
+	found := map[string]string{}
+	for _, h := range t.hierarchies {
+		err := walk(h.dir, func(dir string) error {
+			name, named := strings.CutPrefix(filepath.Base(dir), ours)
+			if id := strings.TrimPrefix(name, strings.TrimPrefix(oursMonitor, ours)); named && isID(id) {
+				found[strings.TrimPrefix(dir, h.dir)] = id
+				return fs.SkipDir
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look for cgroups of containers: %w", err)
 		}
 	}
 	return found, nil

@@ -128,10 +128,10 @@ func children(dir string) ([]string, error) {
 }
 
 // walk calls visit with dir and every cgroup below it, children after their parent. What vanishes meanwhile is
-// skipped.
+// skipped, and what is below a cgroup for which visit answers fs.SkipDir.
 func walk(dir string, visit func(dir string) error) error {
 	if err := visit(dir); err != nil {
-		if gone(err) {
+		if gone(err) || errors.Is(err, fs.SkipDir) {
 			return nil
 		}
 		return err

@@ -3,6 +3,7 @@
 package state
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +26,10 @@ import (
 // kernel: syncing each one would cost 1 to 10 ms on the path of every pod.
 const syncDelay = time.Second
 
-const suffix = ".json"
+const (
+	suffix     = ".json"
+	tempPrefix = ".tmp-" // of files that are being written
+)
 
 // idPattern is what an id may look like: it becomes a file name.
 var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
@@ -36,6 +40,8 @@ type Dir[T any] struct {
 	dir     string
 	version int
 	flush   *flusher
+	view    bool     // the directory may be absent
+	writing sync.Map // names of the temporary files of Puts in progress
 }
 
 // Entry is one record as All finds it. Record is the zero value when the record could not be read.
@@ -61,7 +67,7 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 		return nil, fmt.Errorf("read record directory: %w", err)
 	}
 	for _, n := range names {
-		if strings.HasPrefix(n.Name(), ".tmp-") {
+		if IsUnfinished(n.Name()) {
 			if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
 				return nil, fmt.Errorf("remove unfinished record: %w", err)
 			}
@@ -69,6 +75,48 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 	}
 	return &Dir[T]{dir: dir, version: version, flush: newFlusher(dir)}, nil
 }
+
+// View is a Dir to be read only: it makes nothing and removes nothing. A directory that is absent has no records.
+func View[T any](dir string, version int) *Dir[T] {
+	return &Dir[T]{dir: dir, version: version, flush: newFlusher(dir), view: true}
+}
+
+// Path is the file of a record.
+func (d *Dir[T]) Path(id string) string { return filepath.Join(d.dir, id+suffix) }
+
+// Files lists the directory: the ids of records, and the paths of what is none. What a Put of this Dir is writing is left
+// out, however long that takes; one that has ended since may be among them.
+func (d *Dir[T]) Files() (ids, strays []string, err error) {
+	names, err := d.names()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range names {
+		id, ok := strings.CutSuffix(n.Name(), suffix)
+		_, underWay := d.writing.Load(n.Name())
+		switch {
+		case ok && checkID(id) == nil:
+			ids = append(ids, id)
+		case !underWay:
+			strays = append(strays, filepath.Join(d.dir, n.Name()))
+		}
+	}
+	return ids, strays, nil
+}
+
+func (d *Dir[T]) names() ([]fs.DirEntry, error) {
+	names, err := os.ReadDir(d.dir)
+	if d.view && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read record directory: %w", err)
+	}
+	return names, nil
+}
+
+// IsUnfinished tells of a stray whether it is a record that is being written, or whose writing was cut short.
+func IsUnfinished(path string) bool { return strings.HasPrefix(filepath.Base(path), tempPrefix) }
 
 // Put stores rec under id, replacing what was there: whole or not at all. It reaches the disk at most a
 // second later.
@@ -84,7 +132,7 @@ func (d *Dir[T]) Put(id string, rec T) error {
 	if err != nil {
 		return fmt.Errorf("encode record %s: %w", id, err)
 	}
-	if err := writeWhole(d.dir, id+suffix, raw); err != nil {
+	if err := d.writeWhole(id, raw); err != nil {
 		return fmt.Errorf("write record %s: %w", id, kind(err))
 	}
 	d.flush.touch()
@@ -96,7 +144,7 @@ func (d *Dir[T]) Delete(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	err := os.Remove(filepath.Join(d.dir, id+suffix))
+	err := os.Remove(d.Path(id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record %s: %w", id, err)
 	}
@@ -108,9 +156,9 @@ func (d *Dir[T]) Delete(id string) error {
 // on; only an unreadable directory ends it, with an entry without id.
 func (d *Dir[T]) All() iter.Seq2[Entry[T], error] {
 	return func(yield func(Entry[T], error) bool) {
-		names, err := os.ReadDir(d.dir)
+		names, err := d.names()
 		if err != nil {
-			yield(Entry[T]{}, fmt.Errorf("read record directory: %w", err))
+			yield(Entry[T]{}, err)
 			return
 		}
 		for _, n := range names {
@@ -136,7 +184,7 @@ func (d *Dir[T]) Close() error {
 
 func (d *Dir[T]) read(id string) (T, error) {
 	var rec T
-	path := filepath.Join(d.dir, id+suffix)
+	path := d.Path(id)
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return rec, fmt.Errorf("read record %s: %w", id, err)
@@ -171,19 +219,23 @@ func kind(err error) error {
 	return err
 }
 
-// writeWhole writes a file by way of a temporary one, so that a reader finds all of it or none.
-func writeWhole(dir, name string, content []byte) error {
-	f, err := os.CreateTemp(dir, ".tmp-") // 0600
+// writeWhole writes a record by way of a temporary file, so that a reader finds all of it or none.
+func (d *Dir[T]) writeWhole(id string, content []byte) error {
+	name := tempPrefix + rand.Text()
+	d.writing.Store(name, nil) // before there is the file
+	defer d.writing.Delete(name)
+	temp := filepath.Join(d.dir, name)
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, name))
+		err = os.Rename(temp, d.Path(id))
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return errors.Join(err, os.Remove(temp))
 	}
 	return nil
 }

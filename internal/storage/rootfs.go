@@ -238,13 +238,13 @@ func (r *Rootfs) Remove(_ context.Context, id string) error {
 func (r *Rootfs) List() ([]string, error) {
 	ids := map[string]bool{}
 	for _, dir := range []string{r.cfg.Dir, r.cfg.MountDir} {
-		entries, err := os.ReadDir(dir)
+		names, err := entryNames(dir)
 		if err != nil {
 			return nil, fmt.Errorf("list root filesystems: %w", err)
 		}
-		for _, e := range entries {
-			if idForm.MatchString(e.Name()) {
-				ids[e.Name()] = true
+		for _, name := range names {
+			if idForm.MatchString(name) {
+				ids[name] = true
 			}
 		}
 	}

@@ -13,14 +13,20 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 // trash is a directory whose content one goroutine deletes. Renaming into it takes microseconds; deleting a
 // container's files may take minutes.
 type trash struct {
 	dir      string
-	next     atomic.Int64  // makes the names of entries
-	wake     chan struct{} // holds one: there is something to delete
+	next     atomic.Int64       // makes the names of entries
+	wake     chan struct{}      // holds one: there is something to delete
+	asks     chan chan struct{} // each is closed after a look at all that is there
+	coming   atomic.Int64       // directories that are being put
+	came     atomic.Int64       // directories that were put
+	seen     atomic.Int64       // of came, how many the last look has dealt with
 	stop     context.CancelFunc
 	done     chan struct{} // closed when the goroutine has ended
 	problems *problems
@@ -31,7 +37,7 @@ const trashBatch = 1024 // entries of a directory dealt with at a time
 // openTrash starts with what an earlier life left in dir.
 func openTrash(dir string, p *problems) *trash {
 	ctx, stop := context.WithCancel(context.Background())
-	t := &trash{dir: dir, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}), problems: p}
+	t := &trash{dir: dir, wake: make(chan struct{}, 1), asks: make(chan chan struct{}), stop: stop, done: make(chan struct{}), problems: p}
 	t.next.Store(time.Now().UnixNano())
 	go t.work(ctx) // ended by close
 	return t
@@ -46,16 +52,42 @@ func (t *trash) close() {
 // put takes the directory away from where it is; one that does not exist is away. On a disk too full for a
 // rename it deletes it there and then.
 func (t *trash) put(dir string) error {
+	t.coming.Add(1)
+	defer t.coming.Add(-1)
 	err := ignoreAbsent(os.Rename(dir, t.name()))
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = os.RemoveAll(dir)
 	}
+	t.came.Add(1)
 	select {
 	case t.wake <- struct{}{}:
 	default:
 	}
 	return err
 }
+
+// idle tells that nothing which was put is still to be dealt with: what is there now stays unless somebody asks.
+func (t *trash) idle() bool { return t.coming.Load() == 0 && t.seen.Load() == t.came.Load() }
+
+// ask has all deleted that is there, and waits for that.
+func (t *trash) ask(ctx context.Context) error {
+	looked := make(chan struct{})
+	select {
+	case t.asks <- looked:
+	case <-t.done:
+		return errClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case <-looked:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+var errClosed = fmt.Errorf("root filesystems are closed: %w", errdef.Unavailable)
 
 // name is a path that no entry has: numbers grow from the time of start.
 func (t *trash) name() string {
@@ -64,12 +96,20 @@ func (t *trash) name() string {
 
 func (t *trash) work(ctx context.Context) {
 	defer close(t.done)
+	var asked chan struct{}
 	for {
+		came := t.came.Load()
 		t.problems.set(t.dir, t.empty(ctx))
+		t.seen.Store(came)
+		if asked != nil {
+			close(asked)
+			asked = nil
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.wake:
+		case asked = <-t.asks:
 		}
 	}
 }
