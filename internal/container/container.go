@@ -45,6 +45,7 @@ type Container struct {
 	plan   Plan                     // never changes
 	config *runtime.ContainerConfig // never changes
 	raw    json.RawMessage          // config as records keep it
+	broken error                    // why nothing but the id is known: the record cannot be read; never changes
 	status atomic.Pointer[Status]   // written by publish alone
 
 	creation *creation     // of this run of crid; nil when the container was loaded

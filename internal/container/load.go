@@ -202,13 +202,20 @@ func (c *Container) buryLost() error {
 	return err
 }
 
+// nameOnly is a container of which nothing but the id is known.
+func (m *Manager) nameOnly(id string, cause error) *Container {
+	c := m.newContainer(id, Plan{}, nil)
+	c.broken = cause
+	c.publish(Status{Life: Life{State: Exited, ExitCode: codeUnknown, Reason: reasonUnreadable, Message: cause.Error()}})
+	close(c.exited)
+	return c
+}
+
 // keepUnreadable makes a container known of which there is only the id, so that it can be removed. What is left
 // of it is collected at once where that is safe: where its record is not merely of another crid, and no monitor
 // of it is about.
 func (m *Manager) keepUnreadable(id string, cause error) {
-	c := m.newContainer(id, Plan{}, nil)
-	c.publish(Status{Life: Life{State: Exited, ExitCode: codeUnknown, Reason: reasonUnreadable, Message: cause.Error()}})
-	close(c.exited)
+	c := m.nameOnly(id, cause)
 	m.mu.Lock()
 	m.byID[id] = c
 	m.mu.Unlock()
@@ -241,8 +248,8 @@ func (m *Manager) Unreadable() []error {
 
 // Collect removes what is left of containers that have no record: it was lost, or taken away while crid was not
 // running. Their ids are those of root filesystems and what the functions of more find. Each error is about one
-// of them, or about images that are mounted for no container and cannot be unmounted. It may run beside everything
-// else, after Load.
+// of them, which is in Unreadable from then on, or about images that are mounted for no container and cannot be
+// unmounted. It may run beside everything else, after Load.
 func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error)) []error {
 	var errs []error
 	remain := map[string]bool{} // made before the look at the map: a container is in it before it has anything
@@ -256,14 +263,12 @@ func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error))
 		}
 	}
 	for id := range remain {
-		m.mu.RLock()
-		_, known := m.byID[id]
-		m.mu.RUnlock()
-		if known {
+		c, mine := m.claimRemains(id)
+		if !mine {
 			continue
 		}
 		m.log.Info("removing what is left of a container that has no record", "container", id)
-		if err := m.erase(ctx, remains{id: id}); err != nil {
+		if err := c.Remove(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("remove what is left of container %s: %w", id, err))
 		}
 	}
@@ -271,4 +276,17 @@ func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error))
 		errs = append(errs, fmt.Errorf("unmount images that no container has as a volume: %w", err))
 	}
 	return errs
+}
+
+// claimRemains puts what is left of a container into the map, unless the id is that of a known one: nobody may begin to
+// make one of this id, as a pod does for its pause, while it is removed.
+func (m *Manager) claimRemains(id string) (c *Container, mine bool) {
+	c = m.nameOnly(id, fmt.Errorf("record of container %s: %w", id, errdef.NotFound))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.byID[id]; known {
+		return nil, false
+	}
+	m.byID[id] = c
+	return c, true
 }

@@ -96,7 +96,7 @@ func (m *Manager) List() []*Container {
 func (c *Container) named() bool { return !c.plan.Pause && c.Status().State != Creating }
 
 // unreadable tells whether the id is all that is known of the container.
-func (c *Container) unreadable() bool { return c.plan.Handler == "" }
+func (c *Container) unreadable() bool { return c.broken != nil }
 
 func (c *Container) listed() bool {
 	return !c.unreadable() && c.named()
