@@ -19,7 +19,6 @@ import (
 	"github.com/crid/crid/internal/host"
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/network"
-	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/oci"
 	"github.com/crid/crid/internal/pause"
 	"github.com/crid/crid/internal/sandbox"
@@ -35,7 +34,7 @@ var gcRhythm = network.Rhythm{Period: 10 * time.Minute, Retry: 10 * time.Second}
 
 // rooms is everything that the server stands on.
 type rooms struct {
-	cfg  config.Config
+	cfg  places
 	log  *slog.Logger
 	host fact.Host
 
@@ -48,10 +47,10 @@ type rooms struct {
 	network    *network.CNI
 	containers *container.Manager
 	pods       *sandbox.Manager
+	survey     *survey // of what is there, beside what the rooms know
 
 	warnings []string // of the start, for Status
 	closers  []closer
-	sweeps   []func(ctx context.Context) []error // remove what nobody has any more
 }
 
 // closer ends one room.
@@ -83,9 +82,9 @@ func (c closer) within(ctx context.Context) error {
 // openRooms builds all rooms, in the order in which they stand on each other. After an error nothing is left
 // open.
 func openRooms(ctx context.Context, cfg config.Config, log *slog.Logger) (*rooms, error) {
-	r := &rooms{cfg: cfg, log: log, events: event.New[event.Event](keptEvents)}
+	r := &rooms{cfg: places{cfg}, survey: &survey{places: places{cfg}}, log: log, events: event.New[event.Event](keptEvents)}
 	for _, open := range []func(context.Context) error{
-		r.openHost, r.openAdditions, r.openImages, r.openNetwork, r.openContainers, r.openPods,
+		r.openHost, r.openAdditions, r.openImages, r.openNetwork, r.openContainers, r.openPods, r.openSurvey,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, r.close(ctx))
@@ -122,7 +121,7 @@ func (r *rooms) openHost(ctx context.Context) error {
 	if r.cgroups, err = cgroup.Open(r.host); err != nil {
 		return err
 	}
-	if r.programs, err = findPrograms(ctx, r.cfg, r.cgroups); err != nil {
+	if r.programs, err = findPrograms(ctx, r.cfg.Config, r.cgroups); err != nil {
 		return err
 	}
 	r.programs.tell(r.log)
@@ -132,25 +131,12 @@ func (r *rooms) openHost(ctx context.Context) error {
 
 func (r *rooms) openImages(ctx context.Context) error {
 	var err error
-	r.images, err = storage.OpenImages(storage.ImagesConfig{
-		Root:              r.cfg.Root,
-		Store:             r.cfg.Images.Storage,
-		RunRoot:           r.cfg.Runroot,
-		RegistriesConf:    r.cfg.Images.RegistriesConf,
-		RegistriesConfDir: r.cfg.Images.RegistriesConfDir,
-		PolicyPath:        r.cfg.Images.SignaturePolicy,
-		AuthFile:          r.cfg.Images.AuthFile,
-		Pinned:            r.cfg.Images.Pinned,
-	})
+	r.images, err = storage.OpenImages(r.cfg.images())
 	if err != nil {
 		return err
 	}
 	r.onClose("images", func(context.Context) error { return r.images.Close() })
-	r.rootfs, err = storage.OpenRootfs(storage.RootfsConfig{
-		Dir:      filepath.Join(r.cfg.Root, "rootfs"),
-		MountDir: filepath.Join(r.cfg.Runroot, "rootfs"),
-		Label:    r.additions.security.FileLabel(),
-	}, r.images)
+	r.rootfs, err = storage.OpenRootfs(r.cfg.rootfs(r.additions.security.FileLabel()), r.images)
 	if err != nil {
 		return err
 	}
@@ -159,12 +145,7 @@ func (r *rooms) openImages(ctx context.Context) error {
 }
 
 func (r *rooms) openNetwork(ctx context.Context) error {
-	r.network = network.New(network.Config{
-		ConfDir:  r.cfg.Network.ConfDir,
-		BinDirs:  r.cfg.Network.BinDirs,
-		CacheDir: filepath.Join(r.cfg.Root, "cni"),
-		Default:  r.cfg.Network.Default,
-	})
+	r.network = network.New(r.cfg.network())
 	// Signals end ctx while calls still run; the network is followed until the rooms close.
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r.onClose("network", func(context.Context) error { cancel(); return nil })
@@ -176,14 +157,15 @@ func (r *rooms) openContainers(context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{r.monitorDir(), r.exitDir()} {
+	for _, dir := range []string{r.cfg.monitors(), r.cfg.exits()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
 	launcher := monitor.New(monitor.Config{
-		Path: r.programs.conmon, Dir: r.monitorDir(), ExitDir: r.exitDir(), Explain: oci.Explain,
+		Path: r.programs.conmon, Dir: r.cfg.monitors(), ExitDir: r.cfg.exits(), Explain: oci.Explain,
 	}, r.cgroups)
+	r.survey.monitors, r.survey.records.containers = launcher, records
 	r.onClose("monitors", func(context.Context) error { return launcher.Close() })
 	pauseRoot := filepath.Join(r.cfg.Root, "pause")
 	err = pause.Install(pauseRoot)
@@ -218,7 +200,6 @@ func (r *rooms) openContainers(context.Context) error {
 		},
 		Additions: container.Additions{Devices: r.additions.devices, Hooks: r.additions.hooks, Security: r.additions.security},
 	})
-	r.sweeps = append(r.sweeps, func(ctx context.Context) []error { return r.containers.Collect(ctx, launcher.List) })
 	r.onClose("containers", r.containers.Close)
 	r.images.SetUsers(r.containers.ImageUsers)
 	return nil
@@ -233,13 +214,14 @@ func (r *rooms) openPods(context.Context) error {
 	if err != nil {
 		return err
 	}
-	files := filepath.Join(r.cfg.Runroot, "pods")
+	files := r.cfg.podFiles()
 	if err := makePrivate(files); err != nil {
 		return err
 	}
 	r.onClose("pods' files", func(context.Context) error { return dropPrivate(files) })
-	r.onClose("namespaces", func(context.Context) error { return dropPrivate(r.pinDir()) }) // made private at the first pin
+	r.onClose("namespaces", func(context.Context) error { return dropPrivate(r.cfg.pins()) }) // made private at the first pin
 	podFiles := sandbox.NewFiles(sandbox.FilesConfig{Dir: files, Etc: "/etc"})
+	r.survey.files, r.survey.records.pods, r.survey.records.tombstones = podFiles, records, tombstones
 	own, err := r.claimCgroupParent()
 	if err != nil {
 		return err
@@ -253,7 +235,7 @@ func (r *rooms) openPods(context.Context) error {
 		},
 		Records:    records,
 		Tombstones: tombstones,
-		Namespaces: r.pinner(),
+		Namespaces: r.cfg.pinner(),
 		Network:    r.network,
 		Cgroups:    r.cgroups,
 		Containers: r.containers,
@@ -262,24 +244,24 @@ func (r *rooms) openPods(context.Context) error {
 		Events:     r.events,
 		Log:        r.log,
 	})
-	r.sweeps = append(r.sweeps, func(ctx context.Context) []error { return r.pods.Collect(ctx, podFiles.List) })
 	r.onClose("pods", r.pods.Close)
 	r.containers.OnPauseExit(r.pods.PauseExited)
 	return nil
 }
 
-func (r *rooms) pinner() *ns.Pinner {
-	return ns.New(r.cfg.Network.NetnsDir, r.pinDir())
+// openSurvey lets the rooms tell what they know to whoever looks at what is there.
+func (r *rooms) openSurvey(context.Context) error {
+	s := r.survey
+	s.host, s.cgroups, s.pins, s.network, s.images, s.idle = r.host, r.cgroups, r.cfg.pinner(), r.network, r.images, r.rootfs.Idle
+	s.known = func() (known, error) {
+		return known{pods: r.pods.Standings(), containers: r.containers.Standings(), tombstones: r.pods.Tombstones()}, nil
+	}
+	return nil
 }
-
-func (r *rooms) pinDir() string { return filepath.Join(r.cfg.Runroot, "ns") }
-
-func (r *rooms) monitorDir() string { return filepath.Join(r.cfg.Runroot, "monitor") }
-func (r *rooms) exitDir() string    { return filepath.Join(r.cfg.Runroot, "exits") }
 
 // openRecords opens the records of one kind below root.
 func openRecords[T any](r *rooms, kind string, version int) (*state.Dir[T], error) {
-	records, err := state.Open[T](filepath.Join(r.cfg.Root, "state", kind), version)
+	records, err := state.Open[T](r.cfg.records(kind), version)
 	if err != nil {
 		return nil, fmt.Errorf("open records of %s: %w", kind, err)
 	}
@@ -320,10 +302,8 @@ func (r *rooms) load(ctx context.Context) {
 
 // collect removes what nobody has any more, behind everything else, and goes on to do so for the network until ctx ends.
 func (r *rooms) collect(ctx context.Context) {
-	for _, sweep := range r.sweeps {
-		for _, err := range sweep(ctx) {
-			r.log.Warn("collecting what is nobody's; the next start tries again", "err", err)
-		}
+	for _, err := range r.collectRemains(ctx) {
+		r.log.Warn("collecting what is nobody's; the next start tries again", "err", err)
 	}
 	r.network.KeepCollecting(ctx, gcRhythm, r.pods.Attachments, func(err error) {
 		r.log.Warn("network attachments that no pod has may be left until the next collection", "err", err, "in", gcRhythm.Period)

@@ -29,7 +29,7 @@ func (r *rooms) probeUserns(ctx context.Context) error {
 
 // tryUserns makes what such a pod needs: a namespace, and a root filesystem and an image store with mapped ids.
 func (r *rooms) tryUserns(ctx context.Context) (err error) {
-	pins := r.pinner()
+	pins := r.cfg.pinner()
 	if err := pins.Unpin(ctx, usernsProbe); err != nil { // of a crash amid a probe
 		return err
 	}

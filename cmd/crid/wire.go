@@ -26,14 +26,14 @@ import (
 
 // newServer joins the rooms to a server.
 func newServer(r *rooms, streams *stream.Server) (*server.Server, error) {
-	inForce, err := asJSON(r.cfg)
+	inForce, err := asJSON(r.cfg.Config)
 	if err != nil {
 		return nil, err
 	}
 	return server.New(server.Deps{
 		Facts:      server.Facts{Version: versionString(), Handlers: r.programs.facts},
 		Pods:       pods{r.pods},
-		Containers: containers{r.containers, r.monitorDir()},
+		Containers: containers{r.containers, r.cfg.monitors()},
 		Images:     r.images,
 		Rootfs:     r.rootfs,
 		Events:     r.events,

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -120,23 +119,6 @@ func (l *Launcher) Close() error {
 		failed = errors.Join(failed, p.release())
 	}
 	return failed
-}
-
-// List returns, sorted, the ids of containers that have files of a monitor, whether it lives or not.
-func (l *Launcher) List() ([]string, error) {
-	var ids []string
-	for _, dir := range []string{l.cfg.Dir, l.cfg.ExitDir} {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, fmt.Errorf("list monitors: %w", err)
-		}
-		for _, e := range entries {
-			id, _, _ := strings.Cut(e.Name(), ".") // an exit record that is being written is ID.SOMETHING
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids), nil
 }
 
 func (l *Launcher) path(id, file string) string { return filepath.Join(l.cfg.Dir, id, file) }

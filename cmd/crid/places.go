@@ -1,0 +1,52 @@
+package main
+
+import (
+	"path/filepath"
+
+	"github.com/crid/crid/internal/config"
+	"github.com/crid/crid/internal/network"
+	"github.com/crid/crid/internal/ns"
+	"github.com/crid/crid/internal/storage"
+)
+
+// places is the configuration, and where each room keeps what it has by it: for whoever opens the room and for whoever
+// only looks.
+type places struct{ config.Config }
+
+func (p places) records(kind string) string { return filepath.Join(p.Root, "state", kind) }
+func (p places) monitors() string           { return filepath.Join(p.Runroot, "monitor") }
+func (p places) exits() string              { return filepath.Join(p.Runroot, "exits") }
+func (p places) podFiles() string           { return filepath.Join(p.Runroot, "pods") }
+func (p places) pins() string               { return filepath.Join(p.Runroot, "ns") }
+func (p places) adminSocket() string        { return filepath.Join(p.Runroot, "admin.sock") }
+func (p places) pinner() *ns.Pinner         { return ns.New(p.Network.NetnsDir, p.pins()) }
+
+func (p places) rootfs(label string) storage.RootfsConfig {
+	return storage.RootfsConfig{
+		Dir:      filepath.Join(p.Root, "rootfs"),
+		MountDir: filepath.Join(p.Runroot, "rootfs"),
+		Label:    label,
+	}
+}
+
+func (p places) images() storage.ImagesConfig {
+	return storage.ImagesConfig{
+		Root:              p.Root,
+		Store:             p.Images.Storage,
+		RunRoot:           p.Runroot,
+		RegistriesConf:    p.Images.RegistriesConf,
+		RegistriesConfDir: p.Images.RegistriesConfDir,
+		PolicyPath:        p.Images.SignaturePolicy,
+		AuthFile:          p.Images.AuthFile,
+		Pinned:            p.Images.Pinned,
+	}
+}
+
+func (p places) network() network.Config {
+	return network.Config{
+		ConfDir:  p.Network.ConfDir,
+		BinDirs:  p.Network.BinDirs,
+		CacheDir: filepath.Join(p.Root, "cni"),
+		Default:  p.Network.Default,
+	}
+}
