@@ -43,7 +43,7 @@ func debugServer(count func() (counts, error)) *http.Server {
 // serveDebug runs s on l until s is closed.
 func serveDebug(s *http.Server, l net.Listener, report func(error)) {
 	if err := s.Serve(l); err != http.ErrServerClosed {
-		report(fmt.Errorf("serve the debug socket: %w", err))
+		report(fmt.Errorf("serve %s: %w", l.Addr(), err))
 	}
 }
 

@@ -10,9 +10,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// role is what a process takes the lock for. Its word stands behind the pid in the lock file.
+type role string
+
+const (
+	serving  role = ""
+	checking role = "fsck" // ends by itself: a crid that starts waits for it
+)
+
+// lockedError says who has a lock.
+type lockedError struct {
+	pid string
+	as  role
+}
+
+func (e *lockedError) Error() string {
+	if e.as == checking {
+		return "in use by crid fsck, pid " + e.pid
+	}
+	return "in use by another crid, pid " + e.pid
+}
+
+// locks are those of the two roots.
+type locks []*os.File
+
+// Close lets go of all of them.
+func (l locks) Close() error {
+	var err error
+	for _, file := range l {
+		err = errors.Join(err, file.Close())
+	}
+	return err
+}
+
+// lockRoots locks root and runroot, both or none.
+func lockRoots(p places, as role) (locks, error) {
+	var held locks
+	for _, dir := range []string{p.Root, p.Runroot} {
+		file, err := lock(dir, as)
+		if err != nil {
+			return nil, errors.Join(err, held.Close())
+		}
+		held = append(held, file)
+	}
+	return held, nil
+}
+
 // lock makes dir and takes it for this process alone. The file returned holds the lock until it is closed;
 // it is not inherited by children. A second crid is told who has it.
-func lock(dir string) (*os.File, error) {
+func lock(dir string, as role) (*os.File, error) {
 	// Others may pass through: a container's user namespace can need to.
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
@@ -23,10 +69,10 @@ func lock(dir string) (*os.File, error) {
 	}
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = fmt.Errorf("in use by another crid, pid %s", holder(file))
+		err = holder(file)
 	}
 	if err == nil {
-		err = sign(file)
+		err = sign(file, as)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), file.Close())
@@ -34,21 +80,22 @@ func lock(dir string) (*os.File, error) {
 	return file, nil
 }
 
-// sign writes this process's id into its lock file.
-func sign(file *os.File) error {
+// sign writes this process's id into its lock file, and what it is there for.
+func sign(file *os.File, as role) error {
 	if err := file.Truncate(0); err != nil {
 		return err
 	}
-	_, err := file.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
+	_, err := file.WriteAt(fmt.Appendln(nil, os.Getpid(), as), 0)
 	return err
 }
 
-// holder is the pid in a lock file. It is unknown for the moment between taking the lock and signing it.
-func holder(file *os.File) string {
+// holder reads who has the lock. That is unknown for the moment between taking the lock and signing it.
+func holder(file *os.File) *lockedError {
 	raw := make([]byte, 32)
 	n, err := file.ReadAt(raw, 0)
-	if pid := strings.TrimSpace(string(raw[:n])); pid != "" {
-		return pid
+	pid, as, _ := strings.Cut(strings.TrimSpace(string(raw[:n])), " ")
+	if pid == "" {
+		pid = fmt.Sprintf("unknown (%v)", err)
 	}
-	return fmt.Sprintf("unknown (%v)", err)
+	return &lockedError{pid: pid, as: role(as)}
 }

@@ -19,10 +19,24 @@ func main() {
 		return
 	}
 	if err := command().Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "crid:", err)
-		os.Exit(1)
+		var coded exitCode
+		if !errors.As(err, &coded) {
+			coded = exitCode{1, err}
+		}
+		if coded.err != nil {
+			fmt.Fprintln(os.Stderr, "crid:", coded.err)
+		}
+		os.Exit(coded.code)
 	}
 }
+
+// exitCode is how a command ends that has more to say than that it failed. err may be nil.
+type exitCode struct {
+	code int
+	err  error
+}
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d: %v", e.code, e.err) }
 
 // flags are the options of the command line; an empty one leaves what the configuration says.
 type flags struct {
@@ -51,7 +65,7 @@ func command() *cobra.Command {
 	pf.StringVar(&f.root, "root", "", "directory of what survives a reboot, instead of the configured one")
 	pf.StringVar(&f.runroot, "runroot", "", "directory of what a reboot may wipe, instead of the configured one")
 	pf.StringVar(&f.socket, "socket", "", "path of the CRI's socket, instead of the configured one")
-	root.AddCommand(configCommand(f), versionCommand())
+	root.AddCommand(configCommand(f), fsckCommand(f), versionCommand())
 	return root
 }
 

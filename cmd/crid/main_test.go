@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 
 // playHolder locks dir, says so, and holds on until its input ends.
 func playHolder(dir string) int {
-	l, err := lock(dir)
+	l, err := lock(dir, serving)
 	if err != nil {
 		fmt.Println(err)
 		return 1
@@ -119,7 +119,7 @@ func TestASecondCridIsToldWhoHoldsTheRoot(t *testing.T) {
 	if said, err := readLine(out); err != nil || said != "locked" {
 		t.Fatalf("the holder says %q, %v", said, err)
 	}
-	if _, err := lock(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("lock %s: in use by another crid, pid %d", dir, holder.Process.Pid)) {
+	if _, err := lock(dir, serving); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("lock %s: in use by another crid, pid %d", dir, holder.Process.Pid)) {
 		t.Errorf("got %v", err)
 	}
 	if err := in.Close(); err != nil {
@@ -128,7 +128,7 @@ func TestASecondCridIsToldWhoHoldsTheRoot(t *testing.T) {
 	if err := holder.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := lock(dir)
+	l, err := lock(dir, serving)
 	if err != nil {
 		t.Fatalf("the holder is gone, yet: %v", err)
 	}

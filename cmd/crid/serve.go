@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -40,19 +39,11 @@ func serve(ctx context.Context, cfg config.Config) error {
 
 // run holds the roots for as long as it works in them.
 func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
-	var locks []io.Closer
-	defer func() {
-		for _, l := range locks {
-			err = errors.Join(err, l.Close())
-		}
-	}()
-	for _, dir := range []string{cfg.Root, cfg.Runroot} {
-		l, err := lock(dir)
-		if err != nil {
-			return err
-		}
-		locks = append(locks, l)
+	held, err := lockToServe(ctx, places{cfg}, log)
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, held.Close()) }()
 	// Clients may connect from here on; they wait until what was there is known.
 	l, err := listen(ctx, cfg.Socket, 0o660)
 	if err != nil {
@@ -75,6 +66,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return errors.Join(err, l.Close(), r.close(ctx))
 	}
+	stopAdmin := startAdmin(ctx, r)
 	go r.collect(ctx) // ends with ctx, at the latest
 	notify(log, daemon.SdNotifyReady)
 	log.Info("crid serves", "version", versionString(), "socket", cfg.Socket, "pods", len(r.pods.List()), "containers", len(r.containers.List()))
@@ -86,7 +78,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	log.Info("crid ends; containers stay", "containers", len(r.containers.List()))
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
 	defer cancel()
-	return errors.Join(err, stopDebug(), r.close(end))
+	return errors.Join(err, stopDebug(), stopAdmin(), r.close(end))
 }
 
 // startDebug serves the debug socket, if there is to be one, until the function it returns is called.
@@ -101,6 +93,27 @@ func startDebug(ctx context.Context, r *rooms, s *server.Server) (stop func() er
 	d := debugServer(func() (counts, error) { return r.count(s) })
 	go serveDebug(d, l, func(err error) { r.log.Error("debug socket", "err", err) }) // ends by Close
 	return d.Close, nil
+}
+
+// lockToServe takes the locks for a crid that serves. It waits for a check to end.
+func lockToServe(ctx context.Context, p places, log *slog.Logger) (locks, error) {
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for told := false; ; told = true {
+		held, err := lockRoots(p, serving)
+		var taken *lockedError
+		if !errors.As(err, &taken) || taken.as != checking {
+			return held, err
+		}
+		if !told {
+			log.Info("crid starts when the check of its directories has ended", "pid", taken.pid)
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // notify tells systemd, if it started crid.
