@@ -1,17 +1,22 @@
 package soak
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/test/harness"
 	"github.com/crid/crid/test/isolate"
 )
 
@@ -47,6 +52,41 @@ func (s *soak) compareWithKernel(all []*worker) {
 	s.same("in a cgroup with processes and alive to crid", s.busyCgroups(v), ids(v.live))
 	s.same("pinned below /run/netns and ready to crid", s.names("/run/netns"), v.ready)
 	s.same("mounted and alive to crid", s.rootfsMounts(), ids(v.live))
+	s.checkMachine(s.c.Context())
+}
+
+// checkAgainAndAgain has crid look for what is orphaned or missing, amid everything, until ctx ends.
+func (s *soak) checkAgainAndAgain(ctx context.Context) {
+	for ctx.Err() == nil {
+		s.checkMachine(context.WithoutCancel(ctx))
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+		}
+	}
+}
+
+// checkMachine fails the test with what `crid fsck` finds. A crid that is killed amid it cannot answer, and what one has
+// just left behind is not collected before the next one runs: then it is asked again.
+func (s *soak) checkMachine(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	for {
+		cmd := exec.CommandContext(ctx, harness.Binary("crid"), "fsck", "--config", s.c.ConfigFile())
+		out, err := cmd.CombinedOutput()
+		var ended *exec.ExitError
+		switch {
+		case err == nil:
+			s.count(func() { s.done["fsck"]++ })
+			return
+		case errors.As(err, &ended) && ctx.Err() == nil && (ended.ExitCode() == 2 || bytes.Contains(out, []byte("crid does not run"))):
+			s.count(func() { s.again++ })
+			continue
+		}
+		s.count(func() { s.done["fsck"]++; s.failed["fsck"]++ })
+		s.t.Errorf("crid fsck: %v\n%s", err, out)
+		return
+	}
 }
 
 // look asks crid for everything.

@@ -54,7 +54,8 @@ func TestSoak(t *testing.T) {
 		all[i] = &worker{soak: s, rand: rand.New(rand.NewPCG(s.seed, uint64(i)))}
 		wg.Go(func() { all[i].live(ctx) }) // ends with ctx
 	}
-	wg.Go(func() { s.churnImages(ctx) }) // ends with ctx
+	wg.Go(func() { s.churnImages(ctx) })        // ends with ctx
+	wg.Go(func() { s.checkAgainAndAgain(ctx) }) // ends with ctx
 	s.killAgainAndAgain(ctx)
 	wg.Wait()
 	for _, w := range all {
