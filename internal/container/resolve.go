@@ -54,7 +54,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	in.Rootfs = root
 	c.at("look up mounts, devices and user")
 	for _, look := range []func(context.Context, *spec.Input) error{
-		c.lookUpPlaces, c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpDevices, c.lookUpTarget, c.relabel,
+		c.lookUpPlaces, c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpShared, c.lookUpDevices, c.lookUpTarget, c.relabel,
 	} {
 		if err := look(ctx, &in); err != nil {
 			return nil, spec.User{}, err

@@ -95,6 +95,10 @@ func variants() []variant {
 					Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL}, Source: "/run/crid/rootfs/.images/da7a/sub"},
 			}
 		}},
+		{"mounts-shared", func(in *Input) {
+			m := &runtime.Mount{ContainerPath: "/etc", HostPath: "/etc", Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL}
+			in.Mounts = []Mount{{Mount: m, Source: "/etc", Holds: []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}}}
+		}},
 		{"readonly-root", func(in *Input) { security(in).ReadonlyRootfs = true }},
 		{"privileged", editPrivileged},
 		{"devices", func(in *Input) {

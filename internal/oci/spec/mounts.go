@@ -15,7 +15,7 @@ import (
 
 // setMounts puts together what every container has, the pod's files, the image's volumes and the CRI's
 // mounts. A CRI mount takes the place of anything else at its destination; one over a standard mount (/dev,
-// /sys) brings its own submounts. Shallow destinations come first, so that no mount hides another.
+// /sys) brings its own submounts, and one that is shared with the host keeps what the host has in it. Shallow destinations come first, so that no mount hides another.
 func setMounts(s *specs.Spec, in Input) error {
 	var asked []specs.Mount
 	for i, m := range in.Mounts {
@@ -33,16 +33,37 @@ func setMounts(s *specs.Spec, in Input) error {
 	below := func(m specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return within(m.Destination, a.Destination) })
 	}
-	at := func(m specs.Mount) bool {
-		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == m.Destination })
+	instead := func(m specs.Mount) bool {
+		return in.held(m.Destination) || slices.ContainsFunc(asked, func(a specs.Mount) bool { return a.Destination == m.Destination })
 	}
 	standard := standardMounts(securityContext(in.Config).GetPrivileged(), mapped(UserMap(in.Pod.Config).GIDs, ttyGroup))
-	ours := slices.Concat(podMounts(in.Pod, s.Root.Readonly), volumeMounts(in.Volumes))
-	s.Mounts = slices.Concat(slices.DeleteFunc(standard, below), slices.DeleteFunc(ours, at), asked)
+	ours := in.ours()
+	s.Mounts = slices.Concat(slices.DeleteFunc(standard, below), slices.DeleteFunc(ours, instead), asked)
 	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
 		return cmp.Compare(depth(a.Destination), depth(b.Destination))
 	})
 	return nil
+}
+
+// ours are the mounts that no request asks for, but those of the kernel's filesystems.
+func (in Input) ours() []specs.Mount {
+	return slices.Concat(podMounts(in.Pod, securityContext(in.Config).GetReadonlyRootfs()), volumeMounts(in.Volumes))
+}
+
+// Unasked are the places in the container that get a mount without the request's Mounts: the pod's files, the image's
+// volumes, masked and read-only paths.
+func Unasked(in Input) []string {
+	var all []string
+	for _, m := range in.ours() {
+		all = append(all, m.Destination)
+	}
+	masked, readonly := hiddenPaths(securityContext(in.Config))
+	return slices.Concat(all, masked, readonly)
+}
+
+// held tells whether the place lies within a mount that is shared with the host.
+func (in Input) held(place string) bool {
+	return slices.ContainsFunc(in.Mounts, func(m Mount) bool { return slices.Contains(m.Holds, place) })
 }
 
 // ttyGroup is the group of terminals in Linux distributions.
@@ -123,6 +144,11 @@ func (m Mount) propagation() runtime.MountPropagation {
 	return m.GetPropagation()
 }
 
+// Shared tells whether what is mounted in it appears on the host.
+func (m Mount) Shared() bool {
+	return m.propagation() == runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL
+}
+
 // bindMount is one mount of the CRI. "ro" holds for the mount itself only, "rro" for all that is mounted
 // below it as well.
 func bindMount(m Mount) (specs.Mount, error) {
@@ -174,17 +200,27 @@ func depth(destination string) int {
 	return strings.Count(destination, "/")
 }
 
-// setPaths hides and protects what the CRI lists, to the letter: the kubelet sends the lists, and an empty
-// one means unmasked. Only a container without any security context gets the default lists.
+// setPaths hides and protects paths. On a filesystem that is shared with the host they would be hidden there, too.
 func setPaths(s *specs.Spec, in Input) error {
-	sc := securityContext(in.Config)
+	masked, readonly := hiddenPaths(securityContext(in.Config))
+	if i := slices.IndexFunc(slices.Concat(masked, readonly), in.held); i >= 0 {
+		return fmt.Errorf("linux.security_context: the masked or read-only path %q lies in a mount with PROPAGATION_BIDIRECTIONAL, "+
+			"which would do the same to the host: %w", slices.Concat(masked, readonly)[i], errdef.Invalid)
+	}
+	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = masked, readonly
+	return nil
+}
+
+// hiddenPaths are what the CRI lists, to the letter: the kubelet sends the lists, and an empty one means unmasked. Only
+// a container without any security context gets the default lists.
+func hiddenPaths(sc *runtime.LinuxContainerSecurityContext) (masked, readonly []string) {
 	switch {
 	case sc == nil:
-		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMaskedPaths(), defaultReadonlyPaths()
-	case !sc.GetPrivileged():
-		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = sc.GetMaskedPaths(), sc.GetReadonlyPaths()
+		return defaultMaskedPaths(), defaultReadonlyPaths()
+	case sc.GetPrivileged():
+		return nil, nil
 	}
-	return nil
+	return sc.GetMaskedPaths(), sc.GetReadonlyPaths()
 }
 
 func defaultMaskedPaths() []string {

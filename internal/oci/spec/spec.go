@@ -38,6 +38,10 @@ type PodEnv struct {
 type Mount struct {
 	*runtime.Mount        // as the CRI asked
 	Source         string // host path after links were followed
+
+	// Holds are those of Unasked that lie within this mount, which is BIDIRECTIONAL: mounted there, they would be
+	// mounted on the host as well.
+	Holds []string
 }
 
 // Volume is one VOLUME of the image, already filled with the image's content.

@@ -60,6 +60,10 @@ func TestBuildRefuses(t *testing.T) {
 		{"recursive read-only without the feature", errdef.RecursiveReadOnly, "mounts[0] (/x): recursive_read_only", func(in *Input) {
 			in.Mounts = []Mount{{Mount: &runtime.Mount{ContainerPath: "/x", Readonly: true, RecursiveReadOnly: true}}}
 		}},
+		{"a masked path in a shared mount", errdef.Invalid, `path "/proc/kcore" lies in a mount with PROPAGATION_BIDIRECTIONAL`, func(in *Input) {
+			security(in).MaskedPaths = []string{"/proc/acpi", "/proc/kcore"}
+			in.Mounts = []Mount{{Mount: &runtime.Mount{ContainerPath: "/x", Propagation: 2}, Holds: []string{"/proc/kcore"}}}
+		}},
 		{"unknown propagation", errdef.Invalid, "mounts[0] (/x): propagation", func(in *Input) {
 			in.Mounts = []Mount{{Mount: &runtime.Mount{ContainerPath: "/x", Propagation: 7}}}
 		}},
