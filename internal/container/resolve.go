@@ -149,6 +149,7 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 		m, err := c.lookUpMount(i, asked)
 		if err == nil && len(asked.GetUidMappings()) > 0 {
 			m.Source, err = c.m.deps.Mapper.MapMount(ctx, c.id, m.Source, ownerIn(in.Pod))
+			c.creation.sources[len(c.creation.sources)-1].name = m.Source
 		}
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
@@ -178,6 +179,7 @@ func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error)
 		at:    at,
 		field: fmt.Sprintf("mounts[%d] (%s)", i, asked.GetContainerPath()),
 		dest:  path.Join("/", asked.GetContainerPath()),
+		name:  real,
 	})
 	if c.m.coversOwn(real) && asked.GetPropagation() != runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
 		asked = proto.CloneOf(asked)

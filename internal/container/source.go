@@ -23,6 +23,7 @@ type source struct {
 	at    *os.File // O_PATH; closed with the creation
 	field string   // of the request, for messages
 	dest  string   // in the container, clean
+	name  string   // that the runtime mounts by
 }
 
 // openSource opens a host path and answers its name without symbolic links. What is mounted by autofs gets mounted.
@@ -67,15 +68,24 @@ func identityOf(dir int, name string, flags int) (identity, error) {
 	return identity{st.Dev_major, st.Dev_minor, st.Ino}, nil
 }
 
+// mountOf answers the id of the mount that an open file is on.
+func mountOf(at *os.File) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(int(at.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: at.Name(), Err: err}
+	}
+	return st.Mnt_id, nil
+}
+
 // wantShared refuses a source whose mounts no other mount sees: what the container mounts there would never reach the
 // host. It reads the table of mounts, which takes milliseconds where there are thousands; few containers ask for it.
 func wantShared(at *os.File, name string) error {
-	var st unix.Statx_t
-	if err := unix.Statx(int(at.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
-		return &fs.PathError{Op: "statx", Path: name, Err: err}
+	id, err := mountOf(at)
+	if err != nil {
+		return err
 	}
 	on, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return uint64(m.ID) != st.Mnt_id, uint64(m.ID) == st.Mnt_id
+		return uint64(m.ID) != id, uint64(m.ID) == id
 	})
 	if err != nil {
 		return fmt.Errorf("find the mount of %s: %w", name, err)
@@ -108,8 +118,12 @@ func (c *Container) confirmSources(pid int, s *specs.Spec) error {
 		return nil
 	}
 	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ESRCH) {
-		return nil // it has ended, or is not to be seen
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil // it has ended
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		c.m.log.Warn("what the runtime mounted cannot be looked at; a host path may have been replaced meanwhile", "container", c.id, "err", err)
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("look at the mounts of process %d: %w", pid, err)
@@ -122,41 +136,69 @@ func (c *Container) confirmSources(pid int, s *specs.Spec) error {
 	if ours, err := identityOf(unix.AT_FDCWD, s.Root.Path, 0); err != nil || ours != inside {
 		return err
 	}
-	return c.confirmIn(root, s.Linux.MaskedPaths)
+	return c.creation.confirmIn(root, s)
 }
 
-func (c *Container) confirmIn(root *os.File, masked []string) error {
-	var known []identity
-	for _, src := range c.creation.sources {
-		id, err := identityOf(int(src.at.Fd()), "", unix.AT_EMPTY_PATH)
-		if err != nil {
-			return fmt.Errorf("%s: %w", src.field, err)
-		}
-		known = append(known, id)
-	}
-	for _, src := range c.creation.sources {
-		if slices.ContainsFunc(masked, func(p string) bool { return within(src.dest, path.Clean(p)) }) {
-			continue
-		}
-		at, err := pathrs.OpenatInRoot(root, src.dest)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-			continue // another mount hides it: nobody in the container gets there
-		}
-		if err != nil {
+// shown is what a container has where a source was to be mounted.
+type shown struct {
+	there bool   // else another mount hides the place: nobody in the container gets there
+	right bool   // it is the source that was looked at
+	mount uint64 // id of the mount that the place is on
+}
+
+func (c *creation) confirmIn(root *os.File, s *specs.Spec) error {
+	all := make([]shown, len(c.sources))
+	for i, src := range c.sources {
+		var err error
+		if all[i], err = src.look(root); err != nil {
 			return fmt.Errorf("%s: look at what was mounted: %w", src.field, badPath(err))
 		}
-		found, err := identityOf(int(at.Fd()), "", unix.AT_EMPTY_PATH)
-		at.Close()
-		if err != nil {
-			return fmt.Errorf("%s: look at what was mounted: %w", src.field, err)
-		}
-		// Two of the request's mounts may lie on each other, by a symbolic link of the image.
-		if !slices.Contains(known, found) {
+	}
+	for i, src := range c.sources {
+		// By a symbolic link of the image, another of the request's mounts may lie on this one.
+		covered := slices.ContainsFunc(all, func(other shown) bool { return other.right && other.mount == all[i].mount })
+		if all[i].there && !all[i].right && !covered && !c.hidden(src, s) {
 			return fmt.Errorf("%s: host_path was replaced while it was mounted: %w", src.field, errdef.Invalid)
 		}
 	}
 	return nil
 }
+
+func (src source) look(root *os.File) (shown, error) {
+	at, err := pathrs.OpenatInRoot(root, src.dest)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return shown{}, nil
+	}
+	if err != nil {
+		return shown{}, err
+	}
+	defer at.Close()
+	want, err := identityOf(int(src.at.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return shown{}, err
+	}
+	found, err := identityOf(int(at.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return shown{}, err
+	}
+	mount, err := mountOf(at)
+	return shown{there: true, right: found == want, mount: mount}, err
+}
+
+// hidden tells whether something that the request did not ask for takes the place of the source: a masked path, or a
+// mount of a CDI device.
+func (c *creation) hidden(src source, s *specs.Spec) bool {
+	if slices.ContainsFunc(s.Linux.MaskedPaths, func(p string) bool { return within(src.dest, path.Clean(p)) }) {
+		return true
+	}
+	own := slices.IndexFunc(s.Mounts, src.is)
+	return own < 0 || slices.ContainsFunc(s.Mounts[own+1:], func(m specs.Mount) bool {
+		return within(src.dest, path.Clean(m.Destination)) && !slices.ContainsFunc(c.sources, func(other source) bool { return other.is(m) })
+	})
+}
+
+// is tells whether the mount is that of the source.
+func (src source) is(m specs.Mount) bool { return m.Destination == src.dest && m.Source == src.name }
 
 // closeSources lets go of what was held open for confirmSources.
 func (c *creation) closeSources() {

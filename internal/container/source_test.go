@@ -9,10 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/storage"
 )
 
 func TestOpenSource(t *testing.T) {
@@ -75,60 +77,114 @@ func (f meddling) Start(ctx context.Context, s monitor.Spec) (Process, monitor.R
 	return f.Monitors.Start(ctx, s)
 }
 
+// swappable are two directories of the host, one of which somebody can replace, and what replaces it.
+type swappable struct{ asked, secret string }
+
+func newSwappable(t *testing.T) swappable {
+	t.Helper()
+	dir := t.TempDir()
+	d := swappable{filepath.Join(dir, "asked"), filepath.Join(dir, "secret")}
+	for _, name := range []string{d.asked, d.secret} {
+		if err := os.MkdirAll(filepath.Join(name, "sub"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// swap puts a link in the place of asked until t ends.
+func (d swappable) swap(t *testing.T, to string) {
+	t.Helper()
+	if err := errors.Join(os.Rename(d.asked, d.asked+".old"), os.Symlink(to, d.asked)); err != nil {
+		t.Error(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(d.asked), os.Rename(d.asked+".old", d.asked)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestRealSwappedSources(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, h *machine) {
-		dir := t.TempDir()
-		asked, secret := filepath.Join(dir, "asked"), filepath.Join(dir, "secret")
-		for _, name := range []string{asked, secret} {
-			if err := os.MkdirAll(filepath.Join(name, "sub"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		swap := func(to string) func() {
-			return func() {
-				if err := errors.Join(os.Rename(asked, asked+".old"), os.Symlink(to, asked)); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-		back := func() {
-			if err := os.Remove(asked); err != nil {
-				t.Error(err)
-			}
-			if err := os.Rename(asked+".old", asked); err != nil {
-				t.Error(err)
-			}
-		}
+		d := newSwappable(t)
 		m, end := h.open()
 		defer end()
 		defer h.removeAll(m)
 		plain := m.deps.Monitors
-		create := func(name string, meddle func()) error {
-			m.deps.Monitors = meddling{plain, meddle}
-			r := h.request(name, "/bin/true")
-			r.Config.Mounts = []*runtime.Mount{
-				{HostPath: asked, ContainerPath: "/a"},
-				{HostPath: filepath.Join(asked, "sub"), ContainerPath: "/a/sub", Readonly: true},
-				{HostPath: asked, ContainerPath: "/tmp/b"},
-			}
-			_, err := m.Create(t.Context(), r)
-			return err
+		mount := func(host, inside string) *runtime.Mount { return &runtime.Mount{HostPath: host, ContainerPath: inside} }
+		usual := []*runtime.Mount{mount(d.asked, "/a"), mount(d.asked+"/sub", "/a/sub"), mount(d.asked, "/tmp/b")}
+		for _, tc := range []struct {
+			name   string
+			to     string // empty: nobody meddles
+			mounts []*runtime.Mount
+			wrong  string // the mount that is refused
+		}{
+			{"plain", "", usual, ""},
+			{"swapped", d.secret, usual, "mounts[0] (/a)"},
+			{"moved", d.asked + ".old", usual, ""},
+			{"another of the request", d.secret, []*runtime.Mount{mount(d.secret, "/s"), mount(d.asked, "/a")}, "mounts[1] (/a)"},
+			{"below another of the request", d.secret + "/sub", []*runtime.Mount{mount(d.secret, "/s"), mount(d.asked, "/a")}, "mounts[1] (/a)"},
+			{"one over the other by a link", "", []*runtime.Mount{mount(d.asked, "/opt"), mount(d.secret, "/link")}, ""},
+			{"one over the other's parent by a link", "", []*runtime.Mount{mount(d.asked, "/opt/sub"), mount(d.secret, "/tmp/link")}, ""},
+		} {
+			t.Run(tc.name, func(t *testing.T) {
+				m.deps.Rootfs = linkedRootfs{plainRootfs{filepath.Join(h.dir, "rootfs")}}
+				m.deps.Monitors = meddling{plain, func() {
+					if tc.to != "" {
+						d.swap(t, tc.to)
+					}
+				}}
+				r := h.request(strings.ReplaceAll(tc.name, " ", "-"), "/bin/true")
+				r.Config.Mounts = tc.mounts
+				_, err := m.Create(t.Context(), r)
+				if tc.wrong == "" {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				wantKind(t, err, errdef.Invalid)
+				if err != nil && !strings.Contains(err.Error(), tc.wrong+": host_path was replaced") {
+					t.Errorf("got %v", err)
+				}
+			})
 		}
-		if err := create("plain", func() {}); err != nil {
-			t.Errorf("nobody meddles: %v", err)
-		}
-		err := create("swapped", swap(secret))
-		wantKind(t, err, errdef.Invalid)
-		if err != nil && !strings.Contains(err.Error(), "mounts[0] (/a): host_path was replaced") {
-			t.Errorf("got %v", err)
-		}
-		back()
-		if err := create("moved", swap(asked+".old")); err != nil {
-			t.Errorf("another way to the same directory: %v", err)
-		}
-		back()
-		if got := len(m.OfPod(testPod)); got > 2 {
+		if got := len(m.OfPod(testPod)); got > 4 {
 			t.Errorf("%d containers are left", got)
 		}
 	})
+}
+
+// linkedRootfs has symbolic links to a directory.
+type linkedRootfs struct{ plainRootfs }
+
+func (l linkedRootfs) Mount(ctx context.Context, id, image string, o storage.Owner) (string, error) {
+	dir, err := l.plainRootfs.Mount(ctx, id, image, o)
+	return dir, errors.Join(err, os.MkdirAll(filepath.Join(dir, "tmp"), 0o755), os.MkdirAll(filepath.Join(dir, "opt/sub"), 0o755),
+		os.Symlink("opt", filepath.Join(dir, "link")), os.Symlink("../opt", filepath.Join(dir, "tmp/link")))
+}
+
+// A mount of a device lies where it wants, over mounts of the request, too.
+func TestMountsThatHideASource(t *testing.T) {
+	c := &creation{sources: []source{{dest: "/a/b", name: "/x"}, {dest: "/a", name: "/y"}}}
+	own, parent := specs.Mount{Destination: "/a/b", Source: "/x"}, specs.Mount{Destination: "/a", Source: "/y"}
+	for name, tc := range map[string]struct {
+		mounts []specs.Mount
+		masked []string
+		want   bool
+	}{
+		"nothing":              {[]specs.Mount{parent, own}, nil, false},
+		"a later one above":    {[]specs.Mount{own, {Destination: "/a/", Source: "/device"}}, nil, true},
+		"an earlier one above": {[]specs.Mount{{Destination: "/a", Source: "/device"}, own}, nil, false},
+		"one in its place":     {[]specs.Mount{{Destination: "/a/b", Source: "/device"}}, nil, true},
+		"one of the request":   {[]specs.Mount{own, parent}, nil, false},
+		"another":              {[]specs.Mount{own, {Destination: "/a/bc", Source: "/device"}}, nil, false},
+		"a masked path":        {[]specs.Mount{own}, []string{"/a/"}, true},
+	} {
+		s := &specs.Spec{Mounts: tc.mounts, Linux: &specs.Linux{MaskedPaths: tc.masked}}
+		if got := c.hidden(c.sources[0], s); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
 }
