@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -32,6 +33,7 @@ type creation struct {
 	*flight
 	cancel  context.CancelCauseFunc
 	sources []source // of the request's mounts; only the creation itself looks at them
+	table   []*mountinfo.Info
 }
 
 // Create makes a container, or joins in making it: of concurrent calls with one key the first does the work and

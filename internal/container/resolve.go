@@ -147,9 +147,8 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 			continue
 		}
 		m, err := c.lookUpMount(i, asked)
-		if err == nil && len(asked.GetUidMappings()) > 0 {
-			m.Source, err = c.m.deps.Mapper.MapMount(ctx, c.id, m.Source, ownerIn(in.Pod))
-			c.creation.sources[len(c.creation.sources)-1].name = m.Source
+		if err == nil && in.Pod.UserNS != "" {
+			err = c.fitUserNS(ctx, &m, *in)
 		}
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
@@ -157,6 +156,19 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 		in.Mounts = append(in.Mounts, m)
 	}
 	return nil
+}
+
+// fitUserNS makes a mount that was just looked up fit for the pod's user namespace.
+func (c *Container) fitUserNS(ctx context.Context, m *spec.Mount, in spec.Input) error {
+	src := &c.creation.sources[len(c.creation.sources)-1]
+	if len(m.GetUidMappings()) > 0 {
+		var err error
+		if m.Source, err = c.m.deps.Mapper.MapMount(ctx, c.id, m.Source, ownerIn(in.Pod)); err != nil {
+			return err
+		}
+		src.name = m.Source
+	}
+	return c.lookUpFlags(m, *src, in.Handler.FlatBinds)
 }
 
 // lookUpMount follows a source's symbolic links on the host and holds on to what it finds; a source that is not there
@@ -178,6 +190,7 @@ func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error)
 	c.creation.sources = append(c.creation.sources, source{
 		at:    at,
 		field: fmt.Sprintf("mounts[%d] (%s)", i, asked.GetContainerPath()),
+		real:  real,
 		dest:  path.Join("/", asked.GetContainerPath()),
 		name:  real,
 	})
@@ -196,12 +209,23 @@ func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error)
 // coversOwn tells whether a host path contains crid's mounts, or some of them. A private copy of them would
 // keep them busy after crid has unmounted them, a shared one could unmount them.
 func (m *Manager) coversOwn(source string) bool {
-	return slices.ContainsFunc(m.deps.Options.Roots, func(root string) bool {
+	return m.isOwn(source) || slices.ContainsFunc(m.roots(), func(root string) bool { return within(root, source) })
+}
+
+// isOwn tells whether a host path is crid's own or lies in one that is.
+func (m *Manager) isOwn(name string) bool {
+	return slices.ContainsFunc(m.roots(), func(root string) bool { return within(name, root) })
+}
+
+// roots are crid's directories without symbolic links.
+func (m *Manager) roots() []string {
+	roots := slices.Clone(m.deps.Options.Roots)
+	for i, root := range roots {
 		if real, err := filepath.EvalSymlinks(root); err == nil {
-			root = real
+			roots[i] = real
 		}
-		return within(root, source) || within(source, root)
-	})
+	}
+	return roots
 }
 
 // within tells whether p is dir or lies below it; both are clean.

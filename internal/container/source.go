@@ -22,8 +22,9 @@ import (
 type source struct {
 	at    *os.File // O_PATH; closed with the creation
 	field string   // of the request, for messages
+	real  string   // host path without symbolic links
 	dest  string   // in the container, clean
-	name  string   // that the runtime mounts by
+	name  string   // host path that the runtime mounts by: with mapped ids another than real
 }
 
 // openSource opens a host path and answers its name without symbolic links. What is mounted by autofs gets mounted.

@@ -50,6 +50,7 @@ type Handler struct {
 	SpecVersion       string // the newest OCI runtime-spec version that the binary accepts
 	RecursiveReadOnly bool   // mounts can be made read-only with all their submounts
 	UserNamespaces    bool   // containers can join a pod's user namespace, and the host maps ids of mounts
+	FlatBinds         bool   // in a user namespace, bind mounts lack what is mounted below their source, or their options
 }
 
 // Condition is one line of a readiness report.

@@ -47,6 +47,7 @@ func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
 		SpecVersion:       can.spec,
 		RecursiveReadOnly: can.rro && kernel,
 		UserNamespaces:    can.userns && kernel,
+		FlatBinds:         found.flatBinds(),
 	}, nil
 }
 
@@ -78,6 +79,10 @@ func (v version) String() string { return v.program + " " + v.number }
 func (v version) atLeast(major, minor int) bool {
 	return slices.Compare(v.parts[:2], []int{major, minor}) >= 0
 }
+
+// flatBinds: in a user namespace, crun clones bind sources itself. Before 1.9 it leaves out what is mounted below them,
+// and no version up to 1.29 sets the options of a writable one.
+func (v version) flatBinds() bool { return v.program == "crun" }
 
 // abilities is what differs between the versions of a runtime and matters to crid.
 type abilities struct {

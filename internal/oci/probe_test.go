@@ -56,7 +56,7 @@ func TestARuntimeWithoutFeaturesIsKnownByItsVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Version != "crun 1.8.1" || h.SpecVersion != "1.0.0" || !h.UserNamespaces || h.Name != "crun" {
+	if h.Version != "crun 1.8.1" || h.SpecVersion != "1.0.0" || !h.UserNamespaces || !h.FlatBinds || h.Name != "crun" {
 		t.Errorf("got %+v", h)
 	}
 }
@@ -75,7 +75,7 @@ func TestProbeOfTheInstalledRuntimes(t *testing.T) {
 			continue
 		}
 		h, err := New(Config{Name: name, Path: path, Root: "/no/root"}).Probe(t.Context())
-		if err != nil || h.Version == "" || h.SpecVersion == "" || !h.RecursiveReadOnly || !h.UserNamespaces {
+		if err != nil || h.Version == "" || h.SpecVersion == "" || !h.RecursiveReadOnly || !h.UserNamespaces || h.FlatBinds != (name == "crun") {
 			t.Errorf("%s: %+v, %v", name, h, err)
 		}
 	}

@@ -17,17 +17,18 @@ import (
 // mounts. A CRI mount takes the place of anything else at its destination; one over a standard mount (/dev,
 // /sys) brings its own submounts, and one that is shared with the host keeps what the host has in it. Shallow destinations come first, so that no mount hides another.
 func setMounts(s *specs.Spec, in Input) error {
-	var asked []specs.Mount
+	var asked, parts []specs.Mount // parts are of what is asked
 	for i, m := range in.Mounts {
 		if m.GetRecursiveReadOnly() && !in.Handler.RecursiveReadOnly {
 			return fmt.Errorf("mounts[%d] (%s): recursive_read_only needs kernel 5.12 and a runtime "+
 				"that knows it, which handler %q has not: %w", i, m.GetContainerPath(), in.Handler.Name, errdef.RecursiveReadOnly)
 		}
-		bind, err := bindMount(m)
+		bind, err := bindMount(m, in)
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, m.GetContainerPath(), err)
 		}
 		asked = append(asked, bind)
+		parts = append(parts, submounts(m, in)...)
 		s.Linux.RootfsPropagation = widest(s.Linux.RootfsPropagation, m.propagation())
 	}
 	below := func(m specs.Mount) bool {
@@ -38,7 +39,7 @@ func setMounts(s *specs.Spec, in Input) error {
 	}
 	standard := standardMounts(securityContext(in.Config).GetPrivileged(), mapped(UserMap(in.Pod.Config).GIDs, ttyGroup))
 	ours := in.ours()
-	s.Mounts = slices.Concat(slices.DeleteFunc(standard, below), slices.DeleteFunc(ours, instead), asked)
+	s.Mounts = slices.Concat(slices.DeleteFunc(standard, below), slices.DeleteFunc(ours, instead), parts, asked)
 	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
 		return cmp.Compare(depth(a.Destination), depth(b.Destination))
 	})
@@ -151,8 +152,11 @@ func (m Mount) Shared() bool {
 
 // bindMount is one mount of the CRI. "ro" holds for the mount itself only, "rro" for all that is mounted
 // below it as well.
-func bindMount(m Mount) (specs.Mount, error) {
+func bindMount(m Mount, in Input) (specs.Mount, error) {
 	options := []string{"rbind"}
+	if in.flatBinds() {
+		options = []string{"bind"}
+	}
 	switch p := m.propagation(); p {
 	case runtime.MountPropagation_PROPAGATION_PRIVATE:
 		options = append(options, "rprivate")
@@ -166,7 +170,7 @@ func bindMount(m Mount) (specs.Mount, error) {
 	switch {
 	case m.GetRecursiveReadOnly():
 		options = append(options, "rro")
-	case m.GetReadonly() || m.GetImage().GetImage() != "":
+	case m.GetReadonly() || m.GetImage().GetImage() != "" || slices.Contains(m.Flags, "ro"):
 		options = append(options, "ro")
 	default:
 		options = append(options, "rw")
@@ -175,8 +179,56 @@ func bindMount(m Mount) (specs.Mount, error) {
 		Destination: path.Join("/", m.GetContainerPath()),
 		Type:        "bind",
 		Source:      m.Source,
-		Options:     append(options, m.GetMountOptions()...),
+		Options:     append(options, in.forbid(m.GetMountOptions(), m.Flags)...),
 	}, nil
+}
+
+// flatBinds tells whether what is mounted below a source has to be mounted by itself.
+func (in Input) flatBinds() bool { return in.Handler.FlatBinds && in.Pod.UserNS != "" }
+
+// forbid is the options that make up what a mount forbids. A runtime with FlatBinds heeds only those with an r in front,
+// of a writable mount, and only the others, of one that it makes read-only.
+func (in Input) forbid(asked, flags []string) []string {
+	options := slices.Clone(asked)
+	for _, f := range flags {
+		if f != "ro" && !slices.Contains(options, f) {
+			options = append(options, f)
+		}
+	}
+	if in.flatBinds() {
+		for _, o := range slices.Clone(options) {
+			options = append(options, "r"+o)
+		}
+	}
+	return options
+}
+
+// submounts are the mounts of what is mounted below the source of m, where none of the request's own mounts in m has
+// its place.
+func submounts(m Mount, in Input) []specs.Mount {
+	var all []specs.Mount
+	top := path.Join("/", m.GetContainerPath())
+	for _, sub := range m.Below {
+		one := Mount{
+			Mount: &runtime.Mount{
+				ContainerPath:     path.Join(top, sub.Path),
+				Propagation:       m.GetPropagation(),
+				RecursiveReadOnly: m.GetRecursiveReadOnly(),
+			},
+			Source: path.Join(m.Source, sub.Path),
+			Flags:  sub.Flags,
+		}
+		if slices.ContainsFunc(in.Mounts, func(other Mount) bool {
+			dest := path.Join("/", other.GetContainerPath())
+			return dest != top && within(dest, top) && within(one.GetContainerPath(), dest)
+		}) {
+			continue
+		}
+		if bind, err := bindMount(one, in); err == nil { // its propagation is that of m
+			all = append(all, bind)
+		}
+	}
+	return all
 }
 
 // widest is the propagation that the root filesystem needs so that each mount can have its own: what a mount

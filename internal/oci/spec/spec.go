@@ -42,6 +42,16 @@ type Mount struct {
 	// Holds are those of Unasked that lie within this mount, which is BIDIRECTIONAL: mounted there, they would be
 	// mounted on the host as well.
 	Holds []string
+
+	// Flags and Below are looked up for pods with a user namespace alone.
+	Flags []string   // those of ro, nosuid, nodev and noexec that the source's mount has: they cannot be taken away
+	Below []Submount // where the handler has FlatBinds
+}
+
+// Submount is what is mounted below a bind source.
+type Submount struct {
+	Path  string // relative to the source and to the container's path
+	Flags []string
 }
 
 // Volume is one VOLUME of the image, already filled with the image's content.

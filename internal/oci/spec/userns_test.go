@@ -122,6 +122,18 @@ func TestBuildInUserns(t *testing.T) {
 	}
 	golden.Compare(t, "userns-pause", s)
 
+	in.Pod.UserNS, in.Handler.FlatBinds, in.Handler.RecursiveReadOnly = "/run/crid/ns/user/p", true, true
+	in.Mounts = []Mount{
+		{Mount: &runtime.Mount{ContainerPath: "/vol", MountOptions: []string{"noexec"}}, Source: "/srv", Flags: []string{"nosuid", "noexec"},
+			Below: []Submount{{"sub", []string{"ro", "nodev"}}, {"sub/in", nil}, {"taken/x", nil}, {"other", nil}}},
+		{Mount: &runtime.Mount{ContainerPath: "/vol/taken", Readonly: true}, Source: "/mine", Flags: []string{"ro", "nosuid"}},
+		{Mount: &runtime.Mount{ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true}, Source: "/srv/2", Below: []Submount{{"sub", nil}}},
+	}
+	if s, err = Build(in); err != nil {
+		t.Fatal(err)
+	}
+	golden.Compare(t, "userns-flat-binds", s)
+
 	in.User.Additional = []uint32{0, 70000}
 	_, err = Build(in)
 	refused(t, err, errdef.Invalid, "group 70000")
