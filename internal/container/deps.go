@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"os"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -117,7 +118,7 @@ type Rootfs interface {
 // Mapper shows files to a container in a user namespace as if they were the host's to it. What it made for an id goes
 // with Rootfs.Remove too.
 type Mapper interface {
-	MapMount(ctx context.Context, id, source string, owner storage.Owner) (path string, err error)
+	MapMount(ctx context.Context, id string, source *os.File, owner storage.Owner) (path string, err error)
 	MapImage(ctx context.Context, id, imageID string, owner storage.Owner) (path string, err error) // read-only
 	Unmap(id string) error                                                                          // containers that are created keep it
 }

@@ -15,11 +15,11 @@ import (
 // fakeMapper mounts nothing; what it was asked for goes with the root filesystem.
 type fakeMapper struct{ session }
 
-func (f fakeMapper) MapMount(_ context.Context, id, source string, owner storage.Owner) (string, error) {
+func (f fakeMapper) MapMount(_ context.Context, id string, source *os.File, owner storage.Owner) (string, error) {
 	if owner.UserNS == "" || owner.UID != 100000 || owner.GID != 200000 {
 		f.t.Errorf("mapped for %+v", owner)
 	}
-	return "/mapped/" + id + source, f.do("map mount", func() error { return nil })
+	return "/mapped/" + id + source.Name(), f.do("map mount", func() error { return nil })
 }
 
 func (f fakeMapper) MapImage(_ context.Context, id, imageID string, _ storage.Owner) (string, error) {

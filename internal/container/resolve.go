@@ -84,7 +84,12 @@ func (c *Container) specifyPause(ctx context.Context, in spec.Input) (*specs.Spe
 	}
 	if in.Pod.UserNS != "" {
 		// Its root is nobody on the host and may not get to a directory below crid's root.
-		if in.Rootfs, err = c.m.deps.Mapper.MapMount(ctx, c.id, in.Rootfs, ownerIn(in.Pod)); err != nil {
+		root, err := os.Open(in.Rootfs)
+		if err != nil {
+			return nil, spec.User{}, err
+		}
+		defer root.Close()
+		if in.Rootfs, err = c.m.deps.Mapper.MapMount(ctx, c.id, root, ownerIn(in.Pod)); err != nil {
 			return nil, spec.User{}, err
 		}
 	}
@@ -163,7 +168,7 @@ func (c *Container) fitUserNS(ctx context.Context, m *spec.Mount, in spec.Input)
 	src := &c.creation.sources[len(c.creation.sources)-1]
 	if len(m.GetUidMappings()) > 0 {
 		var err error
-		if m.Source, err = c.m.deps.Mapper.MapMount(ctx, c.id, m.Source, ownerIn(in.Pod)); err != nil {
+		if m.Source, err = c.m.deps.Mapper.MapMount(ctx, c.id, src.at, ownerIn(in.Pod)); err != nil {
 			return err
 		}
 		src.name = m.Source

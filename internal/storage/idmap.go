@@ -25,28 +25,28 @@ type Owner struct {
 // mappedPrefix begins the names of directories in MountDir; no id begins with a dot.
 const mappedPrefix = ".mapped-"
 
-// MapMount makes the file or directory source, and what is mounted below it, appear at the path that it answers, with
+// MapMount makes the open file or directory source, and what is mounted below it, appear at the path that it answers, with
 // the ids of owner: what source's own files have as 0 is owner's root there, and what is written there as owner's root
 // is 0 on the disk. What is mounted below source keeps its own ids. It stays until Unmap or Remove of id; each call
 // makes another. Mounts that come to source later reach it, those made in it stay in it.
 //
 // Unsupported: the filesystem of source cannot map ids.
-func (r *Rootfs) MapMount(_ context.Context, id, source string, owner Owner) (string, error) {
+func (r *Rootfs) MapMount(_ context.Context, id string, source *os.File, owner Owner) (string, error) {
 	p, err := r.place(id)
 	if err != nil {
 		return "", err
 	}
 	users, err := os.Open(owner.UserNS)
 	if err != nil {
-		return "", fmt.Errorf("map the ids of %s: %w", source, err)
+		return "", fmt.Errorf("map the ids of %s: %w", source.Name(), err)
 	}
 	defer users.Close()
 	target, err := mappedTarget(p.mapped, source)
 	if err == nil {
-		err = mapTree(source, target, unix.AT_RECURSIVE, users)
+		err = mapOpen(source, target, unix.AT_RECURSIVE, users)
 	}
 	if err != nil {
-		return "", fmt.Errorf("map the ids of %s: %w", source, err)
+		return "", fmt.Errorf("map the ids of %s: %w", source.Name(), err)
 	}
 	return target, nil
 }
@@ -68,7 +68,7 @@ func (r *Rootfs) MapImage(ctx context.Context, id, imageID string, owner Owner) 
 	if lower, err = mapLayers(p.mapped, lower, owner); err != nil {
 		return "", fmt.Errorf("mount image %s: %w", imageID, err)
 	}
-	target, err := mappedTarget(p.mapped, lower[0])
+	target, err := mappedDir(p.mapped)
 	if err == nil {
 		err = r.mount(overlay{lower: lower, target: target, label: r.cfg.Label})
 	}
@@ -115,9 +115,9 @@ func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (
 	}
 	defer users.Close()
 	for _, dir := range dirs {
-		target, err := mappedTarget(p.mapped, dir)
+		target, err := mappedDir(p.mapped)
 		if err == nil {
-			err = mapTree(dir, target, 0, users)
+			err = mapTree(dir, target, users)
 		}
 		if err != nil {
 			return fmt.Errorf("map the ids of %s: %w", dir, err)
@@ -165,11 +165,11 @@ func mapLayers(dir string, layers []string, owner Owner) ([]string, error) {
 			return nil, err
 		}
 		if at[base] == "" {
-			target, err := mappedTarget(dir, base)
+			target, err := mappedDir(dir)
 			if err != nil {
 				return nil, err
 			}
-			if err := mapTree(base, target, 0, users); err != nil {
+			if err := mapTree(base, target, users); err != nil {
 				return nil, fmt.Errorf("map the ids of layers in %s: %w", base, err)
 			}
 			at[base] = target
@@ -208,22 +208,27 @@ func mountOf(path string) (uint64, error) {
 	return st.Mnt_id, nil
 }
 
+// mappedDir makes a mount point for a directory in dir.
+func mappedDir(dir string) (string, error) {
+	target, err := mappedName(dir)
+	if err != nil {
+		return "", err
+	}
+	return target, os.Mkdir(target, 0o700)
+}
+
 // mappedTarget makes a mount point for source in dir.
-func mappedTarget(dir, source string) (string, error) {
-	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
-	}
-	info, err := os.Lstat(source)
+func mappedTarget(dir string, source *os.File) (string, error) {
+	info, err := source.Stat()
 	if err != nil {
 		return "", err
 	}
-	names, err := entryNames(dir)
-	if err != nil {
-		return "", err
-	}
-	target := filepath.Join(dir, strconv.Itoa(len(names)))
 	if info.IsDir() {
-		return target, os.Mkdir(target, 0o700)
+		return mappedDir(dir)
+	}
+	target, err := mappedName(dir)
+	if err != nil {
+		return "", err
 	}
 	f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
 	if err != nil {
@@ -232,10 +237,28 @@ func mappedTarget(dir, source string) (string, error) {
 	return target, f.Close()
 }
 
-// mapTree mounts a copy of source at target: with mounts below it when recurse is AT_RECURSIVE. It follows no symbolic
-// link at the end of source.
-func mapTree(source, target string, recurse uint, users *os.File) error {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|recurse)
+// mappedName is a name in dir, which it makes, that nothing has.
+func mappedName(dir string) (string, error) {
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	names, err := entryNames(dir)
+	return filepath.Join(dir, strconv.Itoa(len(names))), err
+}
+
+// mapTree is mapOpen of a directory that nobody but crid changes.
+func mapTree(source, target string, users *os.File) error {
+	at, err := os.OpenFile(source, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	return mapOpen(at, target, 0, users)
+}
+
+// mapOpen mounts a copy of source at target: with mounts below it when recurse is AT_RECURSIVE.
+func mapOpen(source *os.File, target string, recurse uint, users *os.File) error {
+	tree, err := unix.OpenTree(int(source.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|recurse)
 	if err != nil {
 		return fmt.Errorf("copy mount: %w", kernelLacks(err))
 	}

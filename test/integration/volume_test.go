@@ -376,46 +376,52 @@ func TestHostPathsThatAreRefused(t *testing.T) {
 // a mount gets, it never gets crid's directory otherwise than as a slave of the host's.
 func TestSwappedHostPaths(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
-		dir := t.TempDir()
-		for _, err := range []error{os.Mkdir(filepath.Join(dir, "vol"), 0o755), os.Symlink(c.RunRoot, filepath.Join(dir, "link"))} {
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		pod := c.RunPod()
 		c.Pull(images.Busybox)
-		ctx, stop := context.WithCancel(t.Context())
-		var swapper sync.WaitGroup
-		swapper.Go(func() { // ends with stop
-			for ctx.Err() == nil {
-				if err := unix.Renameat2(unix.AT_FDCWD, dir+"/vol", unix.AT_FDCWD, dir+"/link", unix.RENAME_EXCHANGE); err != nil {
-					t.Error(err)
-					return
-				}
-			}
+		t.Run("plain", func(t *testing.T) { testSwappedHostPaths(t, c, c.RunPod(), volumeKinds["plain"]) })
+		t.Run("mapped", func(t *testing.T) {
+			testSwappedHostPaths(t, c, c.RunPod(usersOf(idMap(hostUID), idMap(hostGID))), volumeKinds["mapped"])
 		})
-		refused, made := 0, 0
-		for i := 0; i < 100 && (refused == 0 || made < 5); i++ {
-			ctr, err := pod.TryCreate(pod.ContainerConfig("sleep 1000", withMounts(&runtime.Mount{HostPath: dir + "/vol", ContainerPath: "/vol"})))
-			if status.Code(err) == codes.InvalidArgument {
-				refused++
-				continue
-			}
-			if err != nil {
-				t.Error(err)
-				continue
-			}
-			made++
-			ctr.Start()
-			if got := ctr.Exec("test -e /vol/crid.sock && grep ' /vol ' /proc/self/mountinfo; true"); got != "" && !strings.Contains(got, "master:") {
-				t.Errorf("crid's own directory is mounted, and not as a slave: %q", got)
-			}
-			ctr.Remove()
+	})
+}
+
+func testSwappedHostPaths(t *testing.T, c *harness.Crid, pod *harness.Pod, kind func(*runtime.Mount) *runtime.Mount) {
+	dir := t.TempDir()
+	for _, err := range []error{os.Mkdir(filepath.Join(dir, "vol"), 0o755), os.Symlink(c.RunRoot, filepath.Join(dir, "link"))} {
+		if err != nil {
+			t.Fatal(err)
 		}
-		stop()
-		swapper.Wait()
-		if refused == 0 || made == 0 {
-			t.Errorf("%d creates were refused, %d not: the swapping was not met", refused, made)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var swapper sync.WaitGroup
+	swapper.Go(func() { // ends with stop
+		for ctx.Err() == nil {
+			if err := unix.Renameat2(unix.AT_FDCWD, dir+"/vol", unix.AT_FDCWD, dir+"/link", unix.RENAME_EXCHANGE); err != nil {
+				t.Error(err)
+				return
+			}
 		}
 	})
+	refused, made := 0, 0
+	for i := 0; i < 100 && (refused == 0 || made < 5); i++ {
+		ctr, err := pod.TryCreate(pod.ContainerConfig("sleep 1000", withMounts(kind(&runtime.Mount{HostPath: dir + "/vol", ContainerPath: "/vol"}))))
+		if status.Code(err) == codes.InvalidArgument {
+			refused++
+			continue
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		made++
+		ctr.Start()
+		if got := ctr.Exec("test -e /vol/crid.sock && grep ' /vol ' /proc/self/mountinfo; true"); got != "" && !strings.Contains(got, "master:") {
+			t.Errorf("crid's own directory is mounted, and not as a slave: %q", got)
+		}
+		ctr.Remove()
+	}
+	stop()
+	swapper.Wait()
+	if refused == 0 || made == 0 {
+		t.Errorf("%d creates were refused, %d not: the swapping was not met", refused, made)
+	}
 }
