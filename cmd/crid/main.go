@@ -12,6 +12,7 @@ import (
 	"go.podman.io/storage/pkg/reexec"
 
 	"github.com/crid/crid/internal/config"
+	"github.com/crid/crid/internal/oci/spec"
 )
 
 func main() {
@@ -89,6 +90,10 @@ func (f *flags) load() (config.Config, error) {
 	}
 	if err := cfg.Validate(); err != nil {
 		return config.Config{}, fmt.Errorf("flags:\n%w", err)
+	}
+	// Those of pods pass the same check; one that no pod can have would fail every pod.
+	if err := spec.CheckSysctls(pairs(cfg.DefaultSysctls), nil); err != nil {
+		return config.Config{}, fmt.Errorf("configuration:\ndefault_sysctls: %w", err)
 	}
 	return cfg, nil
 }

@@ -86,6 +86,7 @@ func TestTheCommandsAboutConfiguration(t *testing.T) {
 		}
 	}
 	bad := write(t, filepath.Join(t.TempDir(), "bad.toml"), "log_level = \"loud\"\n", 0o600)
+	foreign := write(t, filepath.Join(t.TempDir(), "foreign.toml"), "default_sysctls = [\"vm.swappiness=1\"]\n", 0o600)
 	for _, c := range []struct {
 		args []string
 		want string
@@ -93,6 +94,7 @@ func TestTheCommandsAboutConfiguration(t *testing.T) {
 		{[]string{"config", "check", "--config", bad}, bad + ":1: log_level"},
 		{[]string{"--config", bad}, bad + ":1: log_level"},
 		{[]string{"--config", "/nonexistent.toml"}, "/nonexistent.toml"},
+		{[]string{"config", "check", "--config", foreign}, `default_sysctls: "vm.swappiness": belongs to no namespace of a pod`},
 		{[]string{"config", "check", "--config", file, "--root", "here"}, `root: "here" must be an absolute path`},
 	} {
 		if _, err := crid(t, c.args...); err == nil || !strings.Contains(err.Error(), c.want) {

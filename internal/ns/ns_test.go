@@ -99,12 +99,11 @@ func TestPinnedNamespacesAreNewAndFurnished(t *testing.T) {
 		"kernel.shm_rmid_forced":              "1",
 		"kernel.msgmax":                       "4096",
 		"kernel.sem":                          "100 200 30 40",
-		"kernel.domainname":                   "pods.example",
 		"fs.mqueue.msg_max":                   "100",
 	}
 	read := func(set Set) string {
 		return within(t, set, "hostname; cd /proc/sys; cat net/ipv4/ping_group_range net/ipv4/ip_unprivileged_port_start"+
-			" kernel/shm_rmid_forced kernel/msgmax kernel/sem kernel/domainname fs/mqueue/msg_max")
+			" kernel/shm_rmid_forced kernel/msgmax kernel/sem fs/mqueue/msg_max")
 	}
 	before := read(Set{})
 
@@ -113,7 +112,7 @@ func TestPinnedNamespacesAreNewAndFurnished(t *testing.T) {
 	if want := p.Paths("a", w); set != want {
 		t.Errorf("got %v, want %v", set, want)
 	}
-	want := "pod-7\n0\t1234\n0\n1\n4096\n100\t200\t30\t40\npods.example\n100"
+	want := "pod-7\n0\t1234\n0\n1\n4096\n100\t200\t30\t40\n100"
 	if got := read(set); got != want {
 		t.Errorf("inside:\n%s\nwant:\n%s", got, want)
 	}
@@ -317,7 +316,8 @@ func TestRefusedWithoutTouchingAnything(t *testing.T) {
 		{"net.ipv4.ip_forward", Want{IPC: true, UTS: true}},
 		{"kernel.shmmax", Want{Net: true, UTS: true}},
 		{"fs.mqueue.msg_max", Want{Net: true, UTS: true}},
-		{"kernel.domainname", Want{Net: true, IPC: true}},
+		{"kernel.domainname", everything},
+		{"kernel.sem_next_id", everything},
 		{"net.ipv4.ip_forward", Want{}},
 	} {
 		c.want.Sysctls = map[string]string{c.name: "1"}

@@ -37,19 +37,18 @@ func checkSysctls(w Want) error {
 
 // owner returns which namespace a sysctl belongs to, empty when to none, and whether w asks for a new one.
 func (w Want) owner(name string) (owner string, made bool) {
-	switch {
-	case strings.HasPrefix(name, "net."):
-		return "net", w.Net
-	case strings.HasPrefix(name, "fs.mqueue."),
-		strings.HasPrefix(name, "kernel.shm"),
-		strings.HasPrefix(name, "kernel.msg"),
-		name == "kernel.sem", name == "kernel.sem_next_id":
-		return "ipc", w.IPC
-	case name == "kernel.domainname":
-		return "uts", w.UTS
-	}
-	return "", false
+	owner = fact.SysctlNamespace(name)
+	return owner, owner == "net" && w.Net || owner == "ipc" && w.IPC
 }
+
+// SysctlError tells which of Want.Sysctls could not be set.
+type SysctlError struct {
+	Name string
+	err  error
+}
+
+func (e *SysctlError) Error() string { return e.err.Error() }
+func (e *SysctlError) Unwrap() error { return e.err }
 
 // writeSysctls writes the settings for the namespaces of the calling thread: what /proc/sys shows of net, kernel.shm*,
 // fs.mqueue and their like follows the thread that opens it. The order is that of the names, so that a failure is
@@ -58,7 +57,7 @@ func (w Want) owner(name string) (owner string, made bool) {
 func writeSysctls(w Want) error {
 	for _, name := range slices.Sorted(maps.Keys(w.Sysctls)) {
 		if err := w.setSysctl(name, w.Sysctls[name]); err != nil {
-			return fmt.Errorf("set sysctl %s to %q: %w", name, w.Sysctls[name], err)
+			return &SysctlError{name, fmt.Errorf("set sysctl %s to %q: %w", name, w.Sysctls[name], err)}
 		}
 	}
 	return nil
@@ -93,7 +92,7 @@ func (w Want) setSysctl(name, value string) error {
 // names all groups there can be. A range that is none ("1 0": nobody) stays as it is.
 func hostRange(value string, gids []fact.IDRange) (string, error) {
 	var low, high uint32
-	if n, err := fmt.Sscan(value, &low, &high); n != 2 || err != nil {
+	if n, err := fmt.Sscan(value, &low, &high); n != 2 || err != nil || len(strings.Fields(value)) != 2 {
 		return "", fmt.Errorf("two numbers are asked for: %w", errdef.Invalid)
 	}
 	if low > high {
@@ -129,6 +128,22 @@ func writeSysctl(name, value string) error {
 	_, err = f.WriteString(value)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return invalidIf(err, unix.EINVAL, unix.ERANGE, unix.EDOM, unix.E2BIG, unix.EPERM)
+	}
+	return checkTaken(name, value)
+}
+
+// checkTaken reads a setting back: the kernel takes the words that it understands and drops the rest silently. Some
+// settings can only be written.
+func checkTaken(name, value string) error {
+	got, err := os.ReadFile("/proc/sys/" + sysctlPath(name))
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if asked, taken := strings.Fields(value), strings.Fields(string(got)); len(asked) == 0 || len(taken) < len(asked) {
+		return fmt.Errorf("the kernel took %q of it: %w", strings.Join(taken, " "), errdef.Invalid)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -81,6 +82,20 @@ func sysctls(cfg *runtime.PodSandboxConfig, defaults map[string]string, w ns.Wan
 		merged[spec.SysctlName(name)] = value
 	}
 	return merged
+}
+
+// sysctlField tells of a setting that the kernel refuses who asked for it: the pod, or crid's configuration.
+func sysctlField(err error, cfg *runtime.PodSandboxConfig) error {
+	refused := (*ns.SysctlError)(nil)
+	if !errors.As(err, &refused) {
+		return err
+	}
+	for name := range cfg.GetLinux().GetSysctls() {
+		if spec.SysctlName(name) == refused.Name {
+			return fmt.Errorf("linux.sysctls: %w", err)
+		}
+	}
+	return fmt.Errorf("default_sysctls of crid.toml: %w", err)
 }
 
 // networkRequest says all that the pod asks of its network, but the namespace's path.

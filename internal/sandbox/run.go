@@ -101,7 +101,7 @@ func (m *Manager) build(ctx context.Context, op *operation, w ns.Want) error {
 	}
 	op.at("namespaces")
 	if _, err := m.deps.Namespaces.Pin(ctx, p.id, w); err != nil {
-		return err
+		return sysctlField(err, rec.Config.PodSandboxConfig)
 	}
 	op.at("network and files")
 	var ips []string

@@ -73,10 +73,15 @@ func TestSysctlsThatWouldChangeTheHostAreRefused(t *testing.T) {
 		{"kernel.msgmax", "4096", hostIPC},
 		{"net.ipv4.no_such_thing", "1", plain},
 		{"net.ipv4.ip_local_port_range", "many", plain},
+		{"net.ipv4.ip_forward", "", plain},
+		{"net.ipv4.ip_forward", "1 garbage", plain},
+		{"net.ipv4.ping_group_range", "0 10 20", plain},
+		{"net.ipv4.ping_group_range", "0 10 20", usersOf(idMap(hostUID), idMap(hostGID))},
+		{"kernel.shm_rmid_forced", "1 garbage", usersOf(idMap(hostUID), idMap(hostGID))},
 	} {
 		_, err := c.Runtime.RunPodSandbox(c.Context(), c.PodConfig(withSysctls(map[string]string{s.name: s.value}), s.pod), "")
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), s.name) {
-			t.Errorf("%s=%q: %v; want InvalidArgument and the name", s.name, s.value, err)
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), s.name) || !strings.Contains(err.Error(), "linux.sysctls: ") {
+			t.Errorf("%s=%q: %v; want InvalidArgument, the field and the name", s.name, s.value, err)
 		}
 	}
 	if after := hostSettings(t, []string{"/proc/sys/kernel/core_pattern"}); after != pattern {

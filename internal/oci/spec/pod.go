@@ -11,6 +11,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 )
 
 // maxHostname is the kernel's limit for the name of a UTS namespace, in bytes.
@@ -52,7 +53,10 @@ func ValidatePod(c *runtime.PodSandboxConfig) error {
 	if p := c.GetLinux().GetCgroupParent(); climbs(p) || strings.ContainsRune(p, 0) {
 		return fmt.Errorf("linux.cgroup_parent %q: has a component \"..\": %w", p, errdef.Invalid)
 	}
-	return CheckSysctls(c.GetLinux().GetSysctls(), podOptions(c))
+	if err := CheckSysctls(c.GetLinux().GetSysctls(), podOptions(c)); err != nil {
+		return fmt.Errorf("linux.sysctls: %w", err)
+	}
+	return nil
 }
 
 // validateMetadata asks for what names a pod. A slash or semicolon would reach into file names and CNI_ARGS.
@@ -137,14 +141,17 @@ func CheckSysctls(sysctls map[string]string, o *runtime.NamespaceOption) error {
 	seen := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(sysctls)) {
 		if err := checkSysctl(name, o); err != nil {
-			return fmt.Errorf("linux.sysctls: %q: %w", name, err)
+			return fmt.Errorf("%q: %w", name, err)
+		}
+		if strings.TrimSpace(sysctls[name]) == "" {
+			return fmt.Errorf("%q: the value is empty: %w", name, errdef.Invalid)
 		}
 		if strings.ContainsAny(sysctls[name], "\n\x00+=") {
-			return fmt.Errorf("linux.sysctls: %q: value %q has a line break, a NUL byte, a plus or an equals sign: %w", name,
+			return fmt.Errorf("%q: value %q has a line break, a NUL byte, a plus or an equals sign: %w", name,
 				sysctls[name], errdef.Invalid)
 		}
 		if other, twice := seen[SysctlName(name)]; twice {
-			return fmt.Errorf("linux.sysctls: %q and %q are one setting: %w", other, name, errdef.Invalid)
+			return fmt.Errorf("%q and %q are one setting: %w", other, name, errdef.Invalid)
 		}
 		seen[SysctlName(name)] = name
 	}
@@ -167,14 +174,13 @@ func checkSysctl(name string, o *runtime.NamespaceOption) error {
 	if len(words) < 2 || slices.ContainsFunc(words, noFile) || strings.Trim(name, sysctlLetters) != "" {
 		return fmt.Errorf("not the name of a sysctl: %w", errdef.Invalid)
 	}
-	ipc := dotted == "kernel.sem" || strings.HasPrefix(dotted, "kernel.shm") ||
-		strings.HasPrefix(dotted, "kernel.msg") || strings.HasPrefix(dotted, "fs.mqueue.")
+	owner := fact.SysctlNamespace(dotted)
 	switch {
-	case words[0] == "net" && o.GetNetwork() == runtime.NamespaceMode_NODE:
+	case owner == "net" && o.GetNetwork() == runtime.NamespaceMode_NODE:
 		return fmt.Errorf("not allowed with the host's network: %w", errdef.Invalid)
-	case ipc && o.GetIpc() == runtime.NamespaceMode_NODE:
+	case owner == "ipc" && o.GetIpc() == runtime.NamespaceMode_NODE:
 		return fmt.Errorf("not allowed with the host's IPC namespace: %w", errdef.Invalid)
-	case words[0] != "net" && !ipc:
+	case owner == "":
 		return fmt.Errorf("belongs to no namespace of a pod, so it would change the host: %w", errdef.Invalid)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -209,6 +210,10 @@ func TestCheckSysctls(t *testing.T) {
 		{"fs.mqueue.msg_max", "100", nil, true},
 		{"fs.mqueue.msg_max", "100", host, false},
 		{"fs.file-max", "1", nil, false},
+		{"net.ipv4.ip_forward", "", nil, false},
+		{"net.ipv4.ip_forward", " \t", nil, false},
+		{"kernel.domainname", "x", nil, false},
+		{"kernel.sem_next_id", "1", nil, false},
 		{"kernel.hostname", "x", nil, false},
 		{"kernel.core_pattern", "|/bin/sh", nil, false},
 		{"vm.max_map_count", "1", nil, false},
@@ -239,12 +244,12 @@ func TestCheckSysctls(t *testing.T) {
 			t.Errorf("%q: %v", tc.name, err)
 		}
 		if !tc.ok {
-			refused(t, err, errdef.Invalid, "linux.sysctls")
+			refused(t, err, errdef.Invalid, strconv.Quote(tc.name))
 		}
 	}
 }
 
 func TestASysctlIsNotSetTwice(t *testing.T) {
 	err := CheckSysctls(map[string]string{"net.ipv4.ip_forward": "0", "net/ipv4/ip_forward": "1"}, nil)
-	refused(t, err, errdef.Invalid, "linux.sysctls")
+	refused(t, err, errdef.Invalid, "are one setting")
 }
