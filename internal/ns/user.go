@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,8 @@ func withHolder(w Want, work func(dir string) error) error {
 		},
 	})
 	if err != nil {
-		return holderError(err)
+		scope, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope") // without Yama there is none
+		return holderError(err, string(scope))
 	}
 	err = work(filepath.Join("/proc", strconv.Itoa(holder.Pid), "ns"))
 	return errors.Join(err, end(holder))
@@ -80,15 +82,19 @@ func end(holder *os.Process) error {
 	}
 }
 
-// holderError tells a refused map from a kernel that has no more namespaces.
-func holderError(err error) error {
+// holderError tells a refused map from a host where nobody may trace, as withHolder does, and from a kernel that has no
+// more namespaces. scope is what kernel.yama.ptrace_scope says.
+func holderError(err error, scope string) error {
 	if path := (*fs.PathError)(nil); errors.As(err, &path) {
 		err = path.Err
 	}
 	switch {
+	case errors.Is(err, unix.EPERM) && strings.TrimSpace(scope) == "3":
+		return fmt.Errorf("make a user namespace: kernel.yama.ptrace_scope is 3, and crid must trace the process that holds new namespaces: "+
+			"set it to 2 or less and reboot: %w: %w", errdef.Unsupported, err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.ERANGE):
-		return fmt.Errorf("make a user namespace: the kernel refuses it or the id mappings (ranges that overlap, or that crid itself has not; "+
-			"see also /proc/sys/user/max_user_namespaces): %w: %w", errdef.Invalid, err)
+		return fmt.Errorf("make a user namespace: the kernel refuses it or the id mappings of userns_options (ranges that overlap, or that crid "+
+			"itself has not; see also /proc/sys/user/max_user_namespaces): %w: %w", errdef.Invalid, err)
 	}
 	return makingError(err)
 }

@@ -240,22 +240,40 @@ func TestBadUserNamespacesLeaveNothing(t *testing.T) {
 			t.Errorf("want InvalidArgument that names %s, got %v", field, err)
 		}
 	}
+	if pods, err := c.Runtime.ListPodSandbox(c.Context(), nil); err != nil || len(pods) != 0 {
+		t.Errorf("%d pods, %v", len(pods), err)
+	}
 	pod := c.RunPod(usersOf(one, one))
-	for words, edit := range map[string]func(*runtime.ContainerConfig){
-		"uidMappings": func(cfg *runtime.ContainerConfig) {
+	for _, tc := range []struct {
+		words string
+		code  codes.Code
+		edit  func(*runtime.ContainerConfig)
+	}{
+		{"uidMappings", codes.InvalidArgument, func(cfg *runtime.ContainerConfig) {
 			cfg.Mounts = []*runtime.Mount{{HostPath: "/tmp", ContainerPath: "/t", UidMappings: idMap(1), GidMappings: one}}
-		},
-		"user 70000": security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsUser = &runtime.Int64Value{Value: 70000} }),
-		"userns_options.mode": security(func(s *runtime.LinuxContainerSecurityContext) {
+		}},
+		{"userns_options: the container's user 70000", codes.InvalidArgument,
+			security(func(s *runtime.LinuxContainerSecurityContext) { s.RunAsUser = &runtime.Int64Value{Value: 70000} })},
+		{"userns_options.mode", codes.InvalidArgument, security(func(s *runtime.LinuxContainerSecurityContext) {
 			s.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER, UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE}}
-		}),
-		"cannot map ids": func(cfg *runtime.ContainerConfig) {
+		})},
+		{"namespace_options.pid", codes.InvalidArgument, security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_NODE}
+		})},
+		{"cannot map ids", codes.Unimplemented, func(cfg *runtime.ContainerConfig) {
 			cfg.Mounts = []*runtime.Mount{{HostPath: "/proc/sys", ContainerPath: "/t", UidMappings: one, GidMappings: one}}
-		},
+		}},
 	} {
-		if _, err := pod.TryCreate(pod.ContainerConfig("true", edit)); err == nil || !strings.Contains(err.Error(), words) {
-			t.Errorf("want an error that names %s, got %v", words, err)
+		if _, err := pod.TryCreate(pod.ContainerConfig("true", tc.edit)); status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.words) {
+			t.Errorf("want %v that names %s, got %v", tc.code, tc.words, err)
 		}
+	}
+	if list, err := c.Runtime.ListContainers(c.Context(), nil); err != nil || len(list) != 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+	left, err := filepath.Glob(filepath.Join(c.RunRoot, "rootfs", ".mapped-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

@@ -14,7 +14,8 @@ import (
 
 const (
 	usernsField = "linux.security_context.namespace_options.userns_options"
-	maxRanges   = 340 // lines of a map: the kernel's limit
+	maxRanges   = 340  // lines of a map: the kernel's limit
+	maxMapText  = 4095 // bytes of all lines as they are written: the kernel takes less than a page
 )
 
 // UserMap returns the ids of the pod's user namespace; none where it lives in the host's. The config must have passed
@@ -75,6 +76,9 @@ func validateRanges(field string, mappings []*runtime.IDMapping) error {
 	if len(mappings) > maxRanges {
 		return fail("%d mappings, the kernel takes %d", len(mappings), maxRanges)
 	}
+	if n := mapText(mappings); n > maxMapText {
+		return fail("the %d mappings take %d bytes as text, the kernel takes %d", len(mappings), n, maxMapText)
+	}
 	root := false
 	for i, m := range mappings {
 		switch c, h, n := uint64(m.GetContainerId()), uint64(m.GetHostId()), uint64(m.GetLength()); {
@@ -97,6 +101,15 @@ func validateRanges(field string, mappings []*runtime.IDMapping) error {
 	return nil
 }
 
+// mapText is how many bytes the mappings take in /proc/PID/uid_map.
+func mapText(mappings []*runtime.IDMapping) int {
+	n := 0
+	for _, m := range mappings {
+		n += len(fmt.Sprintf("%d %d %d\n", m.GetContainerId(), m.GetHostId(), m.GetLength()))
+	}
+	return n
+}
+
 // overlap tells whether two ranges, which begin at a and b and are as long as their mappings, have an id in common.
 func overlap(a, b uint32, of, and *runtime.IDMapping) bool {
 	return uint64(a) < uint64(b)+uint64(and.GetLength()) && uint64(b) < uint64(a)+uint64(of.GetLength())
@@ -104,11 +117,15 @@ func overlap(a, b uint32, of, and *runtime.IDMapping) bool {
 
 // validateContainerUserns holds a container to its pod's user namespace, which it joins whether or not it says so.
 func validateContainerUserns(o *runtime.NamespaceOption, pod *runtime.PodSandboxConfig) error {
+	users := UserMap(pod)
+	if o.GetPid() == runtime.NamespaceMode_NODE && !users.None() {
+		return fmt.Errorf("linux.security_context.namespace_options.pid: a container of a pod with a user namespace cannot be in the host's PID namespace: %w",
+			errdef.Invalid)
+	}
 	u := o.GetUsernsOptions()
 	if u == nil {
 		return nil
 	}
-	users := UserMap(pod)
 	switch mode := u.GetMode(); {
 	case mode != runtime.NamespaceMode_POD && mode != runtime.NamespaceMode_NODE:
 		return fmt.Errorf("%s.mode: a container cannot have mode %v: %w", usernsField, mode, errdef.Invalid)
@@ -170,11 +187,11 @@ func mapped(ranges []fact.IDRange, id uint32) bool {
 // checkMapped refuses a user that the pod's user namespace lacks, which runtimes report as a bare "invalid argument".
 func checkMapped(u User, users fact.IDMap) error {
 	if !mapped(users.UIDs, u.UID) {
-		return fmt.Errorf("user %d is not in the uid mappings of the pod's user namespace: %w", u.UID, errdef.Invalid)
+		return fmt.Errorf("%s: the container's user %d (run_as_user, run_as_username or the image's) is not in the pod's uid mappings: %w", usernsField, u.UID, errdef.Invalid)
 	}
 	for _, gid := range append([]uint32{u.GID}, u.Additional...) {
 		if !mapped(users.GIDs, gid) {
-			return fmt.Errorf("group %d is not in the gid mappings of the pod's user namespace: %w", gid, errdef.Invalid)
+			return fmt.Errorf("%s: the container's group %d (run_as_group, supplemental_groups or the image's) is not in the pod's gid mappings: %w", usernsField, gid, errdef.Invalid)
 		}
 	}
 	return nil

@@ -27,6 +27,15 @@ func inUserns(in *Input) {
 		}}}}
 }
 
+// longLines are a mapping of 15 bytes as text and n of 19.
+func longLines(n int) lines {
+	all := lines{line(0, 1000000000, 1)}
+	for i := range uint32(n) {
+		all = append(all, line(10000+i, 1000010000+i, 1))
+	}
+	return all
+}
+
 func TestValidatePodUserns(t *testing.T) {
 	one := lines{line(0, 1000, 100)}
 	for _, tc := range []struct {
@@ -44,6 +53,8 @@ func TestValidatePodUserns(t *testing.T) {
 		{"uids: mapping 0 has length 0", lines{line(0, 1000, 0)}, one},
 		{"uids: mapping 0 goes beyond", lines{line(0, 1<<31, 1<<31)}, one},
 		{"uids: 341 mappings", make(lines, 341), one},
+		{"", longLines(214), one},
+		{"gids: the 216 mappings take 4100 bytes as text", one, longLines(215)},
 	} {
 		c := example().Pod.Config
 		c.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{
