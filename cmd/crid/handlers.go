@@ -28,7 +28,7 @@ type programs struct {
 	conmon   string
 	handlers map[string]container.Handler
 	facts    []fact.Handler // of handlers, the default first
-	warnings []string       // handlers that were left out, and why
+	warnings []string       // handlers that were left out or are in doubt, and why
 }
 
 // findPrograms looks for the monitor and the runtimes and asks these what they can do. All that is missing is
@@ -85,6 +85,9 @@ func (p *programs) add(ctx context.Context, name string, rt *oci.Runtime, annota
 	}
 	p.handlers[name] = container.Handler{Fact: found, Runtime: rt, AllowedAnnotations: annotations}
 	p.facts = append(p.facts, found)
+	if found.Doubt != "" {
+		p.warnings = append(p.warnings, found.Doubt)
+	}
 	return nil
 }
 

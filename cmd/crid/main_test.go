@@ -269,7 +269,8 @@ func played(t *testing.T, scripts map[string]string) {
 }
 
 const (
-	works  = "[ \"$1\" = --version ] && echo runc version 1.1.5 && echo spec: 1.0.2-dev && exit 0\nexit 1\n"
+	works  = "[ \"$1\" = --version ] && echo runc version 1.0.3 && echo spec: 1.0.2-dev && exit 0\nexit 1\n"
+	mute   = "[ \"$1\" = --version ] && echo runc version 1.1.5 && echo spec: 1.0.2-dev && exit 0\nexit 1\n"
 	broken = "exit 1\n"
 )
 
@@ -286,7 +287,7 @@ func onlyThese(t *testing.T, defaultRuntime string, names ...string) config.Conf
 }
 
 func TestHandlersAreFoundAndOrdered(t *testing.T) {
-	played(t, map[string]string{"crid-test-a": works, "crid-test-crun": works, "crid-test-bad": broken})
+	played(t, map[string]string{"crid-test-a": works, "crid-test-crun": works, "crid-test-bad": broken, "crid-test-mute": mute})
 	for _, c := range []struct {
 		name, chosen string
 		handlers     []string
@@ -297,6 +298,7 @@ func TestHandlersAreFoundAndOrdered(t *testing.T) {
 		{"chosen first", "a", []string{"a", "crun"}, "a crun", 0},
 		{"absent is left out", "", []string{"a", "runc"}, "a", 0},
 		{"broken is left out", "", []string{"a", "bad"}, "a", 1},
+		{"one that does not tell", "", []string{"a", "mute"}, "a mute", 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p, err := findPrograms(t.Context(), onlyThese(t, c.chosen, c.handlers...), &cgroup.Tree{})
@@ -330,7 +332,7 @@ func names(handlers []fact.Handler) string {
 }
 
 func TestMissingProgramsAreToldAtOnceWithTheirPackage(t *testing.T) {
-	played(t, map[string]string{"crid-test-bad": broken})
+	played(t, map[string]string{"crid-test-bad": broken, "crid-test-mute": mute})
 	for _, c := range []struct {
 		name string
 		cfg  func(*config.Config)

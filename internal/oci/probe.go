@@ -20,8 +20,8 @@ import (
 	"github.com/crid/crid/internal/fact"
 )
 
-// Probe asks the binary what it is and can do on this kernel: by its verb `features`, else (crun before 1.10)
-// by a table of versions. An error names the binary and the package that brings it.
+// Probe asks the binary what it is and can do on this kernel: by its verb `features`, else (crun before 1.8.6) by a table
+// of versions. An error names the binary and the package that brings it.
 func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
 	out, err := r.ask(ctx, "--version")
 	if err != nil {
@@ -31,13 +31,17 @@ func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
 	if err != nil {
 		return fact.Handler{}, fmt.Errorf("handler %s: runtime %s: %w", r.cfg.Name, r.cfg.Path, err)
 	}
-	can := found.known()
-	if out, err := r.ask(ctx, "features"); err == nil {
+	can, doubt := found.known(), ""
+	out, err = r.ask(ctx, "features")
+	switch {
+	case ctx.Err() != nil:
+		return fact.Handler{}, fmt.Errorf("handler %s: %w", r.cfg.Name, ctx.Err())
+	case err == nil:
 		if can, err = parseFeatures(out); err != nil {
 			return fact.Handler{}, fmt.Errorf("handler %s: features of %s: %w", r.cfg.Name, r.cfg.Path, err)
 		}
-	} else if ctx.Err() != nil {
-		return fact.Handler{}, fmt.Errorf("handler %s: %w", r.cfg.Name, ctx.Err())
+	case found.tells() || errors.Is(err, context.DeadlineExceeded):
+		doubt = fmt.Sprintf("handler %s: what it can do is guessed by its version, since it does not tell: %v", r.cfg.Name, err)
 	}
 	kernel := mountSetattr()
 	return fact.Handler{
@@ -48,6 +52,7 @@ func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
 		RecursiveReadOnly: can.rro && kernel,
 		UserNamespaces:    can.userns && kernel,
 		FlatBinds:         found.flatBinds(),
+		Doubt:             doubt,
 	}, nil
 }
 
@@ -78,6 +83,11 @@ func (v version) String() string { return v.program + " " + v.number }
 
 func (v version) atLeast(major, minor int) bool {
 	return slices.Compare(v.parts[:2], []int{major, minor}) >= 0
+}
+
+// tells whether the runtime is known to have the verb `features`.
+func (v version) tells() bool {
+	return v.program == "crun" && slices.Compare(v.parts[:], []int{1, 8, 6}) >= 0 || v.program == "runc" && v.atLeast(1, 1)
 }
 
 // flatBinds: in a user namespace, crun clones bind sources itself. Before 1.9 it leaves out what is mounted below them,
