@@ -124,7 +124,6 @@ func (r *rooms) openHost(ctx context.Context) error {
 	if r.programs, err = findPrograms(ctx, r.cfg.Config, r.cgroups); err != nil {
 		return err
 	}
-	r.programs.tell(r.log)
 	r.warnings = append(r.warnings, r.programs.warnings...)
 	return nil
 }
@@ -141,7 +140,11 @@ func (r *rooms) openImages(ctx context.Context) error {
 		return err
 	}
 	r.onClose("root filesystems", func(context.Context) error { return r.rootfs.Close() })
-	return r.probeUserns(ctx)
+	if err := r.probeUserns(ctx); err != nil {
+		return err
+	}
+	r.programs.tell(r.log) // all that is known of them by now
+	return nil
 }
 
 func (r *rooms) openNetwork(ctx context.Context) error {

@@ -4,7 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/storage"
@@ -20,11 +26,31 @@ func (r *rooms) probeUserns(ctx context.Context) error {
 	if err == nil || ctx.Err() != nil {
 		return ctx.Err()
 	}
-	r.programs.withoutUserns()
+	limit, _ := os.ReadFile(maxUserNamespaces) // a kernel without user namespaces has none
+	r.doubtUserns(err, string(limit))
+	return nil
+}
+
+// maxUserNamespaces is how many user namespaces there may be.
+const maxUserNamespaces = "/proc/sys/user/max_user_namespaces"
+
+// doubtUserns judges the failure of a try. What the host lacks at the moment does not count: pods may be running, and
+// each new one is told by its own failure.
+func (r *rooms) doubtUserns(err error, limit string) {
 	warning := fmt.Sprintf("pods with a user namespace cannot run: %v", err)
+	if passes(err) && strings.TrimSpace(limit) != "0" {
+		warning = fmt.Sprintf("it could not be tried whether pods with a user namespace can run: %v", err)
+	} else {
+		r.programs.withoutUserns()
+	}
 	r.warnings = append(r.warnings, warning)
 	r.log.Warn(warning)
-	return nil
+}
+
+// passes tells whether a failure is of the moment.
+func passes(err error) bool {
+	return slices.ContainsFunc([]error{errdef.Exhausted, errdef.Unavailable, context.DeadlineExceeded, unix.ENOSPC, unix.ENOMEM,
+		unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.EBUSY, unix.EINTR}, func(kind error) bool { return errors.Is(err, kind) })
 }
 
 // tryUserns makes what such a pod needs: a namespace, and a root filesystem and an image store with mapped ids.

@@ -90,7 +90,7 @@ func (r *Rootfs) Unmap(id string) error {
 	return nil
 }
 
-// ProbeMapped tries whether root filesystems can have mapped ids here, and whether files of dirs can. Unsupported, with
+// ProbeMapped tries whether root filesystems can have mapped ids here, and whether files of dirs and of a tmpfs can. Unsupported, with
 // the reason, when not.
 func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (err error) {
 	p := r.at(probeName)
@@ -114,6 +114,9 @@ func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (
 		return err
 	}
 	defer users.Close()
+	if err := probeMemory("tmpfs", users); err != nil {
+		return fmt.Errorf("a tmpfs, where the kubelet has secrets and tokens (Linux 6.3): %w", err)
+	}
 	for _, dir := range dirs {
 		target, err := mappedDir(p.mapped)
 		if err == nil {
@@ -267,18 +270,44 @@ func mapOpen(source *os.File, target string, recurse uint, users *os.File) error
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|recurse, &slave); err != nil {
 		return fmt.Errorf("set propagation: %w", kernelLacks(err))
 	}
-	mapped := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users.Fd())}
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &mapped)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("its filesystem, %s, cannot map ids on this kernel, or has mapped ids already: %w", typeOf(tree), errdef.Unsupported)
-	}
-	if err != nil {
-		return fmt.Errorf("set id mapping: %w", kernelLacks(err))
+	if err := mapIDs(tree, users); err != nil {
+		return err
 	}
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount at %s: %w", target, err)
 	}
 	return nil
+}
+
+// mapIDs gives a mount that nobody sees yet the ids of users.
+func mapIDs(mount int, users *os.File) error {
+	mapped := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users.Fd())}
+	err := unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH, &mapped)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("its filesystem, %s, cannot map ids on this kernel, or has mapped ids already: %w", typeOf(mount), errdef.Unsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("set id mapping: %w", kernelLacks(err))
+	}
+	return nil
+}
+
+// probeMemory tries to map the ids of a filesystem of a type that lies in memory. It is never visible.
+func probeMemory(kind string, users *os.File) error {
+	made, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open filesystem: %w", kernelLacks(err))
+	}
+	defer unix.Close(made)
+	if err := unix.FsconfigCreate(made); err != nil {
+		return fmt.Errorf("make filesystem: %w", err)
+	}
+	mount, err := unix.Fsmount(made, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("mount filesystem: %w", err)
+	}
+	defer unix.Close(mount)
+	return mapIDs(mount, users)
 }
 
 // kernelLacks gives a system call that is not there its kind.

@@ -184,3 +184,14 @@ func TestProbeMapped(t *testing.T) {
 		t.Errorf("left mounted: %v", left)
 	}
 }
+
+// Kernels before 6.3 cannot map the ids of a tmpfs, as this one cannot those of mqueue.
+func TestProbeMemory(t *testing.T) {
+	users, err := os.Open(newOwner(t).UserNS)
+	must(t, err)
+	defer users.Close()
+	must(t, probeMemory("tmpfs", users))
+	if err := probeMemory("mqueue", users); !errors.Is(err, errdef.Unsupported) {
+		t.Errorf("a filesystem that cannot: %v", err)
+	}
+}
