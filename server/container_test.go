@@ -109,7 +109,11 @@ func TestTheImagesOfMountsAreResolved(t *testing.T) {
 		"runtime_handler": {Image: "2d", RuntimeHandler: "nonesuch"},
 	} {
 		err := create(spec)
-		codeOf(t, err, codes.Unknown, name)
+		want := codes.Unknown
+		if spec.RuntimeHandler != "" {
+			want = codes.InvalidArgument
+		}
+		codeOf(t, err, want, name)
 		if !strings.HasPrefix(status.Convert(err).Message(), "ImageVolumeMountFailed: mounts[1] (/data): ") {
 			t.Errorf("the kubelet does not recognise %v", err)
 		}

@@ -29,7 +29,8 @@ var kinds = []struct {
 	{context.Canceled, codes.Canceled},
 }
 
-// prefixed are the kinds that the kubelet knows by the beginning of the message, with the code Unknown.
+// prefixed are the kinds that the kubelet knows by the beginning of the message. Their code is Unknown, but for requests
+// that are wrong in themselves.
 var prefixed = []error{errdef.RegistryUnavailable, errdef.SignatureInvalid, errdef.ImageVolume, errdef.RecursiveReadOnly}
 
 // toStatus turns an error of a room into what the client gets. One that has a gRPC status keeps it.
@@ -43,7 +44,11 @@ func toStatus(err error) error {
 	for _, kind := range prefixed {
 		if errors.Is(err, kind) {
 			rest := strings.TrimPrefix(err.Error(), kind.Error()+": ")
-			return status.Error(codes.Unknown, kind.Error()+": "+strings.TrimSuffix(rest, ": "+kind.Error()))
+			code := codes.Unknown
+			if errors.Is(err, errdef.Invalid) {
+				code = codes.InvalidArgument
+			}
+			return status.Error(code, kind.Error()+": "+strings.TrimSuffix(rest, ": "+kind.Error()))
 		}
 	}
 	for _, k := range kinds {

@@ -34,6 +34,7 @@ func TestEveryKindOfErrorHasItsCode(t *testing.T) {
 		{fmt.Errorf("x: %w", errdef.Unsupported), codes.Unimplemented},
 		{fmt.Errorf("x: %w", errdef.Exhausted), codes.ResourceExhausted},
 		{fmt.Errorf("x: %w", errdef.ImageVolume), codes.Unknown},
+		{fmt.Errorf("x: %w: %w", errdef.Invalid, errdef.ImageVolume), codes.InvalidArgument},
 		{fmt.Errorf("x: %w", errdef.RecursiveReadOnly), codes.Unknown},
 		{fmt.Errorf("x: %w", event.ErrLagged), codes.Aborted},
 		{fmt.Errorf("x: %w", context.DeadlineExceeded), codes.DeadlineExceeded},

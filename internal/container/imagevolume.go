@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -114,9 +112,6 @@ func (c *Container) lookUpImageVolume(ctx context.Context, asked *runtime.Mount,
 	sub := asked.GetImageSubPath()
 	if sub == "" {
 		return spec.Mount{Mount: asked, Source: source}, nil
-	}
-	if path.IsAbs(sub) || slices.Contains(strings.Split(sub, "/"), "..") {
-		return spec.Mount{}, fmt.Errorf("image_sub_path %q leaves the image: %w", sub, errdef.Invalid)
 	}
 	if source, err = storage.Below(source, sub); err != nil {
 		return spec.Mount{}, fmt.Errorf("image_sub_path of image %s: %w", image.ID, err)

@@ -70,8 +70,6 @@ func TestImageVolumesThatCannotBe(t *testing.T) {
 			r.Volumes[dataImage().ID] = storage.Image{ID: "other"}
 		}, "image other"},
 		"no such path":      {func(r *Request) { r.Config.Mounts[0].ImageSubPath = "none" }, "none"},
-		"above the image":   {func(r *Request) { r.Config.Mounts[0].ImageSubPath = "sub/../../etc" }, "leaves the image"},
-		"an absolute path":  {func(r *Request) { r.Config.Mounts[0].ImageSubPath = "/sub" }, "leaves the image"},
 		"a path with a NUL": {func(r *Request) { r.Config.Mounts[0].ImageSubPath = "su\x00b" }, "image_sub_path"},
 	} {
 		t.Run(name, func(t *testing.T) {

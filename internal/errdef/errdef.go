@@ -20,7 +20,7 @@ var (
 )
 
 // The kinds whose text the kubelet reads: k8s.io/cri-api/pkg/errors names them as prefixes of a message
-// that arrives with the gRPC code Unknown.
+// that arrives with the gRPC code Unknown; beside Invalid, with InvalidArgument.
 var (
 	RegistryUnavailable = errors.New("RegistryUnavailable")
 	SignatureInvalid    = errors.New("SignatureValidationFailed")

@@ -135,22 +135,31 @@ func TestImageVolumesThatFail(t *testing.T) {
 	c := harness.Start(t)
 	id := c.Pull(images.Files)
 	pod := c.RunPod()
-	for name, m := range map[string]*runtime.Mount{
-		"image is not here":    imageVolume(strings.Repeat("0", 64), ""),
-		"image was not pulled": imageVolume(harness.Ref("crid/nonesuch:1"), ""),
-		"path is not in it":    imageVolume(id, "dir/none"),
-		"link dangles":         imageVolume(id, "dangles"),
-		"path climbs":          imageVolume(id, "../../../etc"),
-		"path climbs inside":   imageVolume(id, "dir/../dir"),
-		"path is absolute":     imageVolume(id, "/dir"),
-		"path is below a file": imageVolume(id, "dir/sub/file/x"),
-		"handler is not known": {ContainerPath: "/vol", Image: &runtime.ImageSpec{Image: id, RuntimeHandler: "nonesuch"}},
+	for name, tc := range map[string]struct {
+		code  codes.Code
+		mount *runtime.Mount
+	}{
+		"image is not here":    {codes.Unknown, imageVolume(strings.Repeat("0", 64), "")},
+		"image was not pulled": {codes.Unknown, imageVolume(harness.Ref("crid/nonesuch:1"), "")},
+		"path is not in it":    {codes.Unknown, imageVolume(id, "dir/none")},
+		"link dangles":         {codes.Unknown, imageVolume(id, "dangles")},
+		"path climbs":          {codes.InvalidArgument, imageVolume(id, "../../../etc")},
+		"path climbs inside":   {codes.InvalidArgument, imageVolume(id, "dir/../dir")},
+		"path is absolute":     {codes.InvalidArgument, imageVolume(id, "/dir")},
+		"path is below a file": {codes.Unknown, imageVolume(id, "dir/sub/file/x")},
+		"handler is not known": {codes.InvalidArgument, &runtime.Mount{ContainerPath: "/vol", Image: &runtime.ImageSpec{Image: id, RuntimeHandler: "nonesuch"}}},
 	} {
-		_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(m)))
+		_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(tc.mount)))
 		said := status.Convert(err).Message()
-		if status.Code(err) != codes.Unknown || !strings.HasPrefix(said, "ImageVolumeMountFailed: ") || !strings.Contains(said, "mounts[0] (/vol): ") {
+		if status.Code(err) != tc.code || !strings.HasPrefix(said, "ImageVolumeMountFailed: ") || !strings.Contains(said, "mounts[0] (/vol): ") {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+	strange := imageVolume(id, "")
+	strange.Propagation = 7
+	_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(strange)))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mounts[0] (/vol): propagation") {
+		t.Errorf("unknown propagation: got %v", err)
 	}
 	if ids := mountedImages(t, c); len(ids) != 0 {
 		t.Errorf("mounted images: %v", ids)

@@ -90,6 +90,10 @@ func validateMount(m *runtime.Mount) error {
 		return fmt.Errorf("host_path and image exclude each other: %w", errdef.Invalid)
 	case m.GetImage().GetImage() == "" && m.GetImageSubPath() != "":
 		return fmt.Errorf("image_sub_path without image: %w", errdef.Invalid)
+	case path.IsAbs(m.GetImageSubPath()) || climbs(m.GetImageSubPath()):
+		return fmt.Errorf("image_sub_path %q leaves the image: %w: %w", m.GetImageSubPath(), errdef.Invalid, errdef.ImageVolume)
+	case runtime.MountPropagation_name[int32(m.GetPropagation())] == "":
+		return fmt.Errorf("propagation: unknown mode %v: %w", m.GetPropagation(), errdef.Invalid)
 	case m.GetRecursiveReadOnly() && !m.GetReadonly():
 		return fmt.Errorf("recursive_read_only needs readonly: %w", errdef.Invalid)
 	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
