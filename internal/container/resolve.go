@@ -199,20 +199,18 @@ func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error)
 		dest:  path.Join("/", asked.GetContainerPath()),
 		name:  real,
 	})
-	if c.m.coversOwn(real) && asked.GetPropagation() != runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
+	if err := wantPropagation(at, real, asked.GetPropagation()); err != nil {
+		return spec.Mount{}, err
+	}
+	if asked.GetPropagation() == runtime.MountPropagation_PROPAGATION_PRIVATE && c.m.coversOwn(real) {
 		asked = proto.CloneOf(asked)
 		asked.Propagation = runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
-	}
-	if asked.GetPropagation() == runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL {
-		if err := wantShared(at, real); err != nil {
-			return spec.Mount{}, err
-		}
 	}
 	return spec.Mount{Mount: asked, Source: real}, nil
 }
 
 // coversOwn tells whether a host path contains crid's mounts, or some of them. A private copy of them would
-// keep them busy after crid has unmounted them, a shared one could unmount them.
+// keep them busy after crid has unmounted them.
 func (m *Manager) coversOwn(source string) bool {
 	return m.isOwn(source) || slices.ContainsFunc(m.roots(), func(root string) bool { return within(root, source) })
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -78,9 +79,17 @@ func mountOf(at *os.File) (uint64, error) {
 	return st.Mnt_id, nil
 }
 
-// wantShared refuses a source whose mounts no other mount sees: what the container mounts there would never reach the
-// host. It reads the table of mounts, which takes milliseconds where there are thousands; few containers ask for it.
-func wantShared(at *os.File, name string) error {
+// wantPropagation refuses a source on a mount that cannot propagate as asked: what the container mounts there would never
+// reach the host, or what the host mounts there never the container. It reads the table of mounts, which takes
+// milliseconds where there are thousands; few containers ask for it.
+func wantPropagation(at *os.File, name string, asked runtime.MountPropagation) error {
+	kinds := map[runtime.MountPropagation][]string{
+		runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {"shared:"},
+		runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: {"shared:", "master:"},
+	}[asked]
+	if kinds == nil {
+		return nil
+	}
 	id, err := mountOf(at)
 	if err != nil {
 		return err
@@ -94,9 +103,9 @@ func wantShared(at *os.File, name string) error {
 	if len(on) == 0 {
 		return fmt.Errorf("host_path: the mount of %s is gone: %w", name, errdef.Invalid)
 	}
-	if !strings.Contains(on[0].Optional, "shared:") {
-		return fmt.Errorf("propagation: PROPAGATION_BIDIRECTIONAL needs a shared mount, and %s lies on %s, which is none "+
-			"(mount --make-shared %s): %w", name, on[0].Mountpoint, on[0].Mountpoint, errdef.Invalid)
+	if !slices.ContainsFunc(kinds, func(kind string) bool { return strings.Contains(on[0].Optional, kind) }) {
+		return fmt.Errorf("propagation: %v needs a shared mount, and %s lies on %s, which is none (mount --make-shared %s): %w",
+			asked, name, on[0].Mountpoint, on[0].Mountpoint, errdef.Invalid)
 	}
 	return nil
 }

@@ -163,10 +163,11 @@ func TestMountPropagation(t *testing.T) {
 		if err := errors.Join(unix.Mount("tmpfs", alone, "tmpfs", 0, ""), unix.Mount("", alone, "", unix.MS_PRIVATE, "")); err != nil {
 			t.Fatal(err)
 		}
-		_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(&runtime.Mount{HostPath: alone, ContainerPath: "/vol",
-			Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL})))
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mounts[0] (/vol): propagation") {
-			t.Errorf("bidirectional on a private mount: %v; want InvalidArgument", err)
+		for _, p := range []runtime.MountPropagation{runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL, runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER} {
+			_, err := pod.TryCreate(pod.ContainerConfig("true", withMounts(&runtime.Mount{HostPath: alone, ContainerPath: "/vol", Propagation: p})))
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mounts[0] (/vol): propagation: "+p.String()) {
+				t.Errorf("%v on a private mount: %v; want InvalidArgument", p, err)
+			}
 		}
 		if err := unix.Unmount(alone, 0); err != nil {
 			t.Error(err)

@@ -54,3 +54,38 @@ func TestSharedMountsKeepWhatIsTheHosts(t *testing.T) {
 		}
 	})
 }
+
+// A container that shares with the host what crid's own mounts lie in, too, does so to the full, and neither its mounts
+// nor its end harm crid's: not even when it unmounts all that it sees.
+func TestSharedMountsWithCridInThem(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		other := c.RunPod().Run("sleep 1000")
+		dir := t.TempDir()
+		ctr := privilegedPod(c).Run("sleep 1000", privileged, withMounts(bidirectional(filepath.Dir(c.RunRoot), "/above"), bidirectional(dir, "/vol")))
+		name := filepath.Base(c.RunRoot)
+		ctr.Exec("mkdir -p /above/" + name + "-driver && mount -t tmpfs tmpfs /above/" + name + "-driver && echo x > /above/" + name + "-driver/file")
+		driver := c.RunRoot + "-driver"
+		if got, err := os.ReadFile(filepath.Join(driver, "file")); err != nil || string(got) != "x\n" {
+			t.Errorf("a mount beside crid's does not reach the host: %q, %v", got, err)
+		}
+		if got := ctr.Status().Mounts[0].Propagation; got != runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+			t.Errorf("status says %v", got)
+		}
+		ctr.Exec("umount /above/" + name + "-driver; for m in $(cut -d' ' -f2 /proc/self/mounts | grep '^/above/" + name + "/' | sort -r); do umount $m; done; true")
+		if err := os.Remove(driver); err != nil {
+			t.Error(err)
+		}
+		if got := other.Exec("echo alive; cat /etc/hostname"); !strings.HasPrefix(got, "alive\npodhost") {
+			t.Errorf("another container: %q", got)
+		}
+		if got := c.RunPod().Output("echo new"); got != "new\n" {
+			t.Errorf("a new pod: %q", got)
+		}
+		c.Restart()
+		if got := other.Exec("echo alive"); got != "alive\n" {
+			t.Errorf("another container after a restart: %q", got)
+		}
+		ctr.Remove()
+		other.Remove()
+	})
+}
