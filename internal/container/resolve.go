@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -54,7 +55,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	in.Rootfs = root
 	c.at("look up mounts, devices and user")
 	for _, look := range []func(context.Context, *spec.Input) error{
-		c.lookUpPlaces, c.lookUpUser, c.lookUpMounts, c.lookUpVolumes, c.lookUpShared, c.lookUpDevices, c.lookUpTarget, c.relabel,
+		c.lookUpPlaces, c.lookUpUser, c.lookUpDevices, c.lookUpTarget, c.lookUpMounts, c.lookUpVolumes, c.lookUpShared, c.relabel,
 	} {
 		if err := look(ctx, &in); err != nil {
 			return nil, spec.User{}, err
@@ -141,25 +142,81 @@ func ownerIn(pod spec.PodEnv) storage.Owner {
 	return storage.Owner{UserNS: pod.UserNS, UID: uid, GID: gid}
 }
 
+// lookUpMounts takes sources that are not there last, so that no directory is made for a request that is refused for
+// another mount.
 func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
-	for i, asked := range c.config.GetMounts() {
-		if asked.GetImage().GetImage() != "" {
-			m, err := c.lookUpImageVolume(ctx, asked, in.Pod)
-			if err != nil {
-				return fmt.Errorf("mounts[%d] (%s): %w: %w", i, asked.GetContainerPath(), err, errdef.ImageVolume)
-			}
-			in.Mounts = append(in.Mounts, m)
+	asked := c.config.GetMounts()
+	in.Mounts = make([]spec.Mount, len(asked))
+	var missing []int
+	for i := range asked {
+		err := c.lookUpMount(ctx, in, i)
+		if errors.Is(err, errMissing) {
+			missing = append(missing, i)
 			continue
 		}
-		m, err := c.lookUpMount(i, asked)
-		if err == nil && in.Pod.UserNS != "" {
-			err = c.fitUserNS(ctx, &m, *in)
-		}
 		if err != nil {
-			return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err)
+			return err
 		}
-		in.Mounts = append(in.Mounts, m)
 	}
+	for _, i := range missing {
+		if err := canBeMade(asked[i].GetHostPath()); err != nil {
+			return fmt.Errorf("mounts[%d] (%s): host_path: %w", i, asked[i].GetContainerPath(), badPath(err))
+		}
+	}
+	for _, i := range missing {
+		if err := os.MkdirAll(asked[i].GetHostPath(), 0o755); err != nil {
+			return fmt.Errorf("mounts[%d] (%s): make the missing host_path: %w", i, asked[i].GetContainerPath(), badPath(err))
+		}
+		if err := c.lookUpMount(ctx, in, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errMissing is a host path that is not there.
+var errMissing = errors.New("host_path is not there")
+
+// canBeMade tells whether the missing directories of a path can be made, as far as that shows.
+func canBeMade(name string) error {
+	for {
+		info, err := os.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			name = filepath.Dir(name)
+			continue
+		}
+		if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+			info, err = os.Stat(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s is a dangling symbolic link: %w", name, errdef.Invalid)
+			}
+		}
+		if err == nil && !info.IsDir() {
+			return &fs.PathError{Op: "mkdir", Path: name, Err: unix.ENOTDIR}
+		}
+		return err
+	}
+}
+
+func (c *Container) lookUpMount(ctx context.Context, in *spec.Input, i int) error {
+	asked := c.config.GetMounts()[i]
+	fail := func(err error) error { return fmt.Errorf("mounts[%d] (%s): %w", i, asked.GetContainerPath(), err) }
+	if asked.GetImage().GetImage() != "" {
+		m, err := c.lookUpImageVolume(ctx, asked, in.Pod)
+		if err != nil {
+			return fail(fmt.Errorf("%w: %w", err, errdef.ImageVolume))
+		}
+		in.Mounts[i] = m
+		return nil
+	}
+	m, err := c.lookUpHostPath(i, asked)
+	if err == nil && in.Pod.UserNS != "" {
+		err = c.fitUserNS(ctx, &m, *in)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	in.Mounts[i] = m
 	return nil
 }
 
@@ -176,18 +233,15 @@ func (c *Container) fitUserNS(ctx context.Context, m *spec.Mount, in spec.Input)
 	return c.lookUpFlags(m, *src, in.Handler.FlatBinds)
 }
 
-// lookUpMount follows a source's symbolic links on the host and holds on to what it finds; a source that is not there
-// becomes a directory.
-func (c *Container) lookUpMount(i int, asked *runtime.Mount) (spec.Mount, error) {
+// lookUpHostPath follows a source's symbolic links on the host and holds on to what it finds: errMissing when that is
+// nothing.
+func (c *Container) lookUpHostPath(i int, asked *runtime.Mount) (spec.Mount, error) {
 	if !filepath.IsAbs(asked.GetHostPath()) {
 		return spec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", asked.GetHostPath(), errdef.Invalid)
 	}
 	at, real, err := openSource(asked.GetHostPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(asked.GetHostPath(), 0o755); err != nil {
-			return spec.Mount{}, fmt.Errorf("make the missing host_path: %w", badPath(err))
-		}
-		at, real, err = openSource(asked.GetHostPath())
+		return spec.Mount{}, errMissing
 	}
 	if err != nil {
 		return spec.Mount{}, fmt.Errorf("host_path: %w", badPath(err))

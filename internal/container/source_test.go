@@ -57,11 +57,24 @@ func TestAHostPathThatCannotBe(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := h.request("web")
-	r.Config.Mounts = []*runtime.Mount{{HostPath: h.dir, ContainerPath: "/fine"}, {HostPath: filepath.Join(h.dir, "dangles"), ContainerPath: "/x"}}
-	_, err := m.Create(t.Context(), r)
-	wantKind(t, err, errdef.Invalid)
-	if !strings.Contains(err.Error(), "mounts[1] (/x): ") {
-		t.Errorf("the mount is not named: %v", err)
+	file := filepath.Join(h.dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(t.TempDir(), "a/b")
+	for _, bad := range []string{filepath.Join(h.dir, "dangles"), filepath.Join(h.dir, "dangles/x"), file + "/x", file + "/x/y"} {
+		r.Config.Mounts = []*runtime.Mount{{HostPath: missing, ContainerPath: "/fine"}, {HostPath: bad, ContainerPath: "/x"}}
+		_, err := m.Create(t.Context(), r)
+		wantKind(t, err, errdef.Invalid)
+		if err != nil && !strings.Contains(err.Error(), "mounts[1] (/x): ") {
+			t.Errorf("the mount is not named: %v", err)
+		}
+		if _, err := os.Lstat(filepath.Dir(missing)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a directory was made for a request that was refused: %v", err)
+		}
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
 	}
 	h.wantNothingLeft(m)
 }
