@@ -130,3 +130,29 @@ func TestFlagsOfVolumesInAUserNamespace(t *testing.T) {
 		}
 	})
 }
+
+// What the runtime makes for the container in its image belongs to the container, and what is unmasked harms nobody.
+func TestWhatRuntimesMakeInAUserNamespace(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod(usersOf(idMap(hostUID), idMap(hostGID)))
+		mount := volumeKinds["mapped"](&runtime.Mount{HostPath: usersVolume(t), ContainerPath: "/not/there"})
+		got := pod.Output("pwd; stat -c %u:%g . /made /not /not/there /not/there/root; touch x && echo writable", withMounts(mount),
+			func(cfg *runtime.ContainerConfig) { cfg.WorkingDir = "/made/cwd" })
+		if want := "/made/cwd\n" + strings.Repeat("0:0\n", 5) + "writable\n"; got != want {
+			t.Errorf("made: %q, want %q", got, want)
+		}
+		got = pod.Output("touch /x 2>/dev/null || echo read-only; touch /vol/x && echo writable",
+			withMounts(volumeKinds["mapped"](&runtime.Mount{HostPath: usersVolume(t), ContainerPath: "/vol"})),
+			security(func(s *runtime.LinuxContainerSecurityContext) { s.ReadonlyRootfs = true }))
+		if got != "read-only\nwritable\n" {
+			t.Errorf("a read-only root filesystem: %q", got)
+		}
+		got = pod.Output("grep -c ' /proc/' /proc/self/mounts; echo 1 2>/dev/null > /proc/sys/vm/swappiness || echo not the host\\'s",
+			security(func(s *runtime.LinuxContainerSecurityContext) {
+				s.MaskedPaths, s.ReadonlyPaths = []string{}, []string{}
+			}))
+		if got != "0\nnot the host's\n" {
+			t.Errorf("with an unmasked /proc: %q", got)
+		}
+	})
+}
