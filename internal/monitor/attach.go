@@ -41,19 +41,24 @@ type Streams struct {
 
 // Attach connects s to the container's main process until that has ended, or ctx has; what was written before is
 // not repeated. Several may be attached at a time. The end of Stdin is the end of the container's stdin if that is
-// to be closed after its first client (Spec.StdinOnce), and means nothing otherwise. errdef.WrongState when the
-// container has ended; errdef.Exhausted when s takes nothing for so long that the container would be held up.
+// to be closed after its first client (Spec.StdinOnce), and Attach goes on; where stdin stays open it ends Attach, and
+// what came by then is still written. Where there is no stdin it means nothing. errdef.WrongState when the container
+// has ended; errdef.Exhausted when s takes nothing for so long that the container would be held up.
 func (p *Process) Attach(ctx context.Context, s Streams) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := &listener{packets: make(chan packet, kept), left: ctx.Done(), dropped: make(chan struct{})}
+	l := &listener{packets: make(chan packet, kept), left: ctx.Done(), dropped: make(chan struct{}), saidAll: make(chan struct{})}
 	link, err := p.hub.join(p, l)
 	if err != nil {
 		return fmt.Errorf("attach to container %s: %w", p.id, err)
 	}
 	defer p.hub.leave(l)
 	if s.Stdin != nil {
-		go link.feed(ctx, s.Stdin) // ends with the client's input, which its owner closes
+		go func() { // ends with the client's input, which its owner closes
+			if link.feed(ctx, s.Stdin) {
+				close(l.saidAll)
+			}
+		}()
 	}
 	if s.Resize != nil {
 		go p.resize(ctx, link.mode, s.Resize) // ends with the channel, or when the client leaves
@@ -84,30 +89,46 @@ type listener struct {
 	packets chan packet     // closed by the hub when there is no more output
 	left    <-chan struct{} // closed when the client leaves
 	dropped chan struct{}   // closed when it was too slow
+	saidAll chan struct{}   // closed when its input has ended, and it with that
 }
 
-// show writes the container's output to the client until there is no more, or the client leaves.
+// show writes the container's output to the client until there is no more, or the client leaves or has said all.
 func (l *listener) show(ctx context.Context, s Streams) error {
 	for {
-		select {
-		case p, more := <-l.packets:
-			if !more {
-				return nil
-			}
-			to := s.Stdout
-			if p.from == fromStderr {
-				to = s.Stderr
-			}
-			if to == nil {
-				continue
-			}
-			if _, err := to.Write(p.data); err != nil {
-				return err
-			}
-		case <-ctx.Done():
+		p, more := l.next(ctx)
+		if !more {
 			return ctx.Err()
 		}
+		if err := s.write(p); err != nil {
+			return err
+		}
 	}
+}
+
+// next waits for a packet. A client that has said all gets what has come by then.
+func (l *listener) next(ctx context.Context) (p packet, more bool) {
+	select {
+	case p, more = <-l.packets:
+	case <-l.saidAll:
+		select {
+		case p, more = <-l.packets:
+		default:
+		}
+	case <-ctx.Done():
+	}
+	return p, more
+}
+
+func (s Streams) write(p packet) error {
+	to := s.Stdout
+	if p.from == fromStderr {
+		to = s.Stderr
+	}
+	if to == nil {
+		return nil
+	}
+	_, err := to.Write(p.data)
+	return err
 }
 
 // offer gives the listener a packet and tells whether it took it in time.
@@ -278,8 +299,9 @@ func (p *Process) readMode() (mode, error) {
 	}, nil
 }
 
-// feed passes the client's input on until ctx ends, and the input's end if that is to end the container's.
-func (k *link) feed(ctx context.Context, from io.Reader) {
+// feed passes the client's input on until its end, and that as well if it is to end the container's. It tells whether
+// the client is to go: what stays open is there for others.
+func (k *link) feed(ctx context.Context, from io.Reader) (over bool) {
 	buf := make([]byte, maxPacket)
 	for taken := k.mode.stdin; ; {
 		n, err := from.Read(buf)
@@ -293,8 +315,9 @@ func (k *link) feed(ctx context.Context, from io.Reader) {
 		}
 		if taken && k.mode.endsStdin() {
 			_ = k.conn.CloseWrite() // fails when the container has ended
+			return false
 		}
-		return
+		return taken
 	}
 }
 

@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
@@ -79,15 +82,21 @@ func TestAttachedClientsHearAndAreHeard(t *testing.T) {
 		if err := two.wait(); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
-		if err := one.keyboard.Close(); err != nil { // which ends nothing
+		if err := one.keyboard.Close(); err != nil { // the stdin stays for others, so the client has no more to do here
 			t.Error(err)
 		}
-		three := attach(t, p)
+		if err := one.wait(); err != nil {
+			t.Error(err)
+		}
+		three, four := attach(t, p), attach(t, p)
+		three.typed("") // it has joined
+		four.typed("c\n")
+		three.stdout.Await(t, "out c\n")
 		three.typed("end\n")
 		if exit := h.wait(p); exit.Code != 3 {
 			t.Errorf("%+v", exit)
 		}
-		for _, c := range []*client{one, three} {
+		for _, c := range []*client{three, four} {
 			if err := c.wait(); err != nil {
 				t.Error(err)
 			}
@@ -133,6 +142,28 @@ func TestStdinOnceEndsWithItsClient(t *testing.T) {
 	})
 }
 
+func TestTheEndOfInputMeansNothingWhereThereIsNoStdin(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		fifo := filepath.Join(h.rootfs, "go")
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := h.run(h.spec("deaf", "read line </go; echo heard $line"))
+		c := attach(t, p)
+		c.typed("") // it is attached
+		if err := c.keyboard.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(fifo, []byte("go\n"), 0); err != nil {
+			t.Error(err)
+		}
+		if err := c.wait(); err != nil {
+			t.Error(err)
+		}
+		c.stdout.Await(t, "heard go\n")
+	})
+}
+
 func TestAttachToATerminal(t *testing.T) {
 	each(t, func(t *testing.T, h *host) {
 		s := h.spec("tty", "while read line; do case $line in size) echo now $(busybox stty size);; end) exit 5;; esac; done")
@@ -155,8 +186,7 @@ func TestAttachToATerminal(t *testing.T) {
 		if err := first.keyboard.Close(); err != nil {
 			t.Error(err)
 		}
-		first.leave()
-		if err := first.wait(); !errors.Is(err, context.Canceled) {
+		if err := first.wait(); err != nil {
 			t.Error(err)
 		}
 		again := attach(t, p) // the terminal has not ended

@@ -138,15 +138,14 @@ func TestAttachSurvivesARestart(t *testing.T) {
 			}
 			if i == 0 {
 				k.hangUp()
-			} else if err := k.keyboard.Close(); err != nil { // which ends nothing
+			} else if err := k.keyboard.Close(); err != nil { // the stdin stays, and the client goes, as in `echo | kubectl attach -i`
 				t.Error(err)
+			}
+			if err := k.wait(); (err == nil) != (i > 0) {
+				t.Errorf("the stream ended with %v", err)
 			}
 			if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING {
 				t.Errorf("detaching ended the container: %v", s)
-			}
-			k.hangUp()
-			if err := k.wait(); err == nil {
-				t.Error("the stream ended by itself")
 			}
 		}
 		ctr.Stop(0)
