@@ -23,9 +23,14 @@ const (
 	maxPacket = 8 << 10
 	// kept is how many packets a client may fall behind.
 	kept = 128
-	// patience is how long a client that has fallen behind may read nothing. The monitor waits all the while, and the
-	// container's log with it; ten seconds would make an exit go unnoticed.
+	// patience is how long a client that has fallen behind is waited for, all in all. The monitor waits all the while,
+	// and the container with it.
 	patience = 5 * time.Second
+	// regained is how much of the patience is there again for every packet that the client takes: slow is not stuck.
+	regained = patience / 5
+	// maxRest is how many packets are kept for a client once the container has ended, when nobody waits for it any more.
+	// They are what was in the container's pipes and on the way from the monitor.
+	maxRest = 1024
 )
 
 // fromStderr begins a packet of what the container wrote to stderr; 2 is stdout.
@@ -68,7 +73,7 @@ func (p *Process) Attach(ctx context.Context, s Streams) error {
 	select {
 	case err = <-shown:
 	case <-l.dropped:
-		err = fmt.Errorf("the client has read nothing for %v: %w", patience, errdef.Exhausted)
+		err = fmt.Errorf("the client does not read what the container writes: %w", errdef.Exhausted)
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
@@ -87,6 +92,8 @@ type packet struct {
 // listener is one client that is attached.
 type listener struct {
 	packets chan packet     // closed by the hub when there is no more output
+	rest    []packet        // what follows them; the hub's until it closes packets
+	lag     time.Duration   // how much of the patience is used up; the hub's
 	left    <-chan struct{} // closed when the client leaves
 	dropped chan struct{}   // closed when it was too slow
 	saidAll chan struct{}   // closed when its input has ended, and it with that
@@ -109,6 +116,9 @@ func (l *listener) show(ctx context.Context, s Streams) error {
 func (l *listener) next(ctx context.Context) (p packet, more bool) {
 	select {
 	case p, more = <-l.packets:
+		if !more && len(l.rest) > 0 {
+			p, l.rest, more = l.rest[0], l.rest[1:], true
+		}
 	case <-l.saidAll:
 		select {
 		case p, more = <-l.packets:
@@ -131,22 +141,40 @@ func (s Streams) write(p packet) error {
 	return err
 }
 
-// offer gives the listener a packet and tells whether it took it in time.
+// offer gives the listener a packet if it has room for it.
 func (l *listener) offer(p packet) bool {
-	select {
-	case l.packets <- p:
-		return true
-	default:
-	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case l.packets <- p:
-	case <-l.left:
-	case <-timer.C:
+	if len(l.rest) > 0 {
 		return false
 	}
-	return true
+	select {
+	case l.packets <- p:
+		l.lag = max(0, l.lag-regained)
+		return true
+	default:
+		return false
+	}
+}
+
+// await gives the listener a packet when it has room for it, and tells whether it had in time. Once the container has
+// ended it waits no longer: only when all of the output has been taken is the exit recorded.
+func (l *listener) await(p packet, gone <-chan struct{}) bool {
+	began := time.Now()
+	timer := time.NewTimer(patience - l.lag)
+	defer timer.Stop()
+	if len(l.rest) == 0 {
+		select {
+		case l.packets <- p:
+			l.lag = max(0, l.lag+time.Since(began)-regained)
+			return true
+		case <-l.left:
+			return true
+		case <-timer.C:
+			return false
+		case <-gone:
+		}
+	}
+	l.rest = append(l.rest, p)
+	return len(l.rest) <= maxRest
 }
 
 // hub shares one connection to the monitor among the clients of a container. Conmon 2.1.6 keeps the descriptor of a
@@ -177,7 +205,7 @@ func (h *hub) join(p *Process, l *listener) (*link, error) {
 			return nil, err
 		}
 		h.link = link
-		go h.read(link) // ends with the monitor, or when nobody listens, or at release
+		go h.read(link, p.containerGone) // ends with the monitor, or when nobody listens, or at release
 	}
 	h.listeners = append(h.listeners, l)
 	return h.link, nil
@@ -202,8 +230,9 @@ func (h *hub) close() error {
 	return nil
 }
 
-// read hands out what the container writes until there is no more, or nobody who wants it.
-func (h *hub) read(k *link) {
+// read hands out what the container writes until there is no more, or nobody who wants it. The container has ended
+// when gone is closed.
+func (h *hub) read(k *link, gone <-chan struct{}) {
 	defer func() { _ = k.conn.Close() }() // nothing is lost: what was written has been sent
 	defer close(k.ended)
 	buf := make([]byte, maxPacket+1)
@@ -212,7 +241,7 @@ func (h *hub) read(k *link) {
 		if n == 0 || err != nil {
 			break // the monitor has ended, or the connection was closed
 		}
-		h.deliver(packet{from: buf[0], data: slices.Clone(buf[1:n])})
+		h.deliver(packet{from: buf[0], data: slices.Clone(buf[1:n])}, gone)
 		if h.unwanted(k) {
 			return
 		}
@@ -226,17 +255,25 @@ func (h *hub) read(k *link) {
 	h.listeners = nil
 }
 
-// deliver gives everybody the packet. Who cannot take it hears no more.
-func (h *hub) deliver(p packet) {
+// deliver gives everybody the packet, and waits for those who have fallen behind, for all at the same time. Who cannot
+// take it hears no more.
+func (h *hub) deliver(p packet, gone <-chan struct{}) {
 	h.mu.Lock()
 	listeners := slices.Clone(h.listeners)
 	h.mu.Unlock()
+	var behind sync.WaitGroup
 	for _, l := range listeners {
-		if !l.offer(p) {
-			h.leave(l)
-			close(l.dropped)
+		if l.offer(p) {
+			continue
 		}
+		behind.Go(func() { // ends when the listener's time is up
+			if !l.await(p, gone) {
+				h.leave(l)
+				close(l.dropped)
+			}
+		})
 	}
+	behind.Wait()
 }
 
 // unwanted tells whether the connection may go, and forgets it then.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -290,6 +291,93 @@ func TestAStuckClientDoesNotHoldTheContainer(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestStuckClientsDoNotHoldAnExit(t *testing.T) {
+	each(t, func(t *testing.T, h *host) {
+		s := h.spec("loud", "yes 123456789012345678901234567890")
+		p := h.run(s)
+		over := make(chan struct{})
+		ended := make(chan error, 4)
+		for range 4 {
+			go func() { ended <- p.Attach(t.Context(), Streams{Stdout: stuck{over}}) }() // ends when over is closed
+		}
+		for limit := time.Now().Add(10 * time.Second); held(p) < 4; runtime.Gosched() {
+			if time.Now().After(limit) {
+				t.Fatalf("the container is held up by %d clients only", held(p))
+			}
+		}
+		if err := p.Signal(syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		if exit := h.wait(p); exit.Lost || exit.Code != 137 {
+			t.Errorf("%+v", exit)
+		}
+		close(over)
+		for range 4 {
+			if err := <-ended; !errors.Is(err, io.ErrClosedPipe) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// held is how many clients of p have no room for more.
+func held(p *Process) (n int) {
+	p.hub.mu.Lock()
+	defer p.hub.mu.Unlock()
+	for _, l := range p.hub.listeners {
+		if len(l.packets) == cap(l.packets) {
+			n++
+		}
+	}
+	return n
+}
+
+// alone is a hub with one listener, whose packets nobody takes yet.
+func alone() (*hub, *listener) {
+	l := &listener{packets: make(chan packet, kept), left: make(chan struct{}), dropped: make(chan struct{}), saidAll: make(chan struct{})}
+	return &hub{listeners: []*listener{l}}, l
+}
+
+func TestWhatAContainerLeavesIsKeptForASlowClient(t *testing.T) {
+	h, l := alone()
+	gone := make(chan struct{})
+	close(gone)
+	for i := range kept + maxRest {
+		h.deliver(packet{data: fmt.Appendf(nil, "%d\n", i)}, gone)
+	}
+	close(l.packets)
+	var got bytes.Buffer
+	if err := l.show(t.Context(), Streams{Stdout: &got}); err != nil {
+		t.Error(err)
+	}
+	if lines := strings.Fields(got.String()); len(lines) != kept+maxRest || !slices.IsSortedFunc(lines, func(a, b string) int { return len(a) - len(b) }) || lines[len(lines)-1] != fmt.Sprint(kept+maxRest-1) {
+		t.Errorf("%d lines: %.100q", len(lines), lines)
+	}
+}
+
+func TestATricklingClientIsDropped(t *testing.T) {
+	h, l := alone()
+	gone := make(chan struct{})
+	go func() { // ends with the listener
+		for trickle := time.Tick(patience * 4 / 5); ; {
+			select {
+			case <-trickle:
+				<-l.packets
+			case <-l.dropped:
+				return
+			}
+		}
+	}()
+	for range kept + 3 {
+		h.deliver(packet{}, gone)
+	}
+	select {
+	case <-l.dropped:
+	default:
+		t.Error("the client is waited for again and again")
+	}
 }
 
 func TestUnreadInputHoldsNobodyWhoLeaves(t *testing.T) {
