@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"runtime"
 	"strconv"
@@ -19,7 +18,7 @@ import (
 // dialWait bounds the wait for a pod to take a connection, for both families together.
 const dialWait = 10 * time.Second
 
-// forwarder forwards one connection of a client.
+// forwarder forwards the connection of a WebSocket client.
 type forwarder func(pod string, port int32, stream io.ReadWriteCloser) error
 
 // PortForward implements portforward.PortForwarder. The context that the protocols hand over never ends.
@@ -34,13 +33,6 @@ func (s *Server) forward(ctx context.Context, pod string, port int32, stream io.
 		return errClosing
 	}
 	defer s.running.Done()
-	if r, ok := stream.(replier); ok {
-		// The client is being told that its SPDY stream is open. A stream that is reset before, as one is for an error,
-		// could never be closed: whoever closes it waits for the reply, for ever.
-		if err := r.SendReply(http.Header{}, false); err != nil {
-			return err
-		}
-	}
 	conn, err := s.connect(ctx, pod, port)
 	if err != nil {
 		return err
@@ -60,11 +52,6 @@ func (s *Server) connect(ctx context.Context, pod string, port int32) (*net.TCPC
 		return nil, fmt.Errorf("connect to port %d of pod %s: %w", port, pod, err)
 	}
 	return conn, nil
-}
-
-// replier is a stream whose opening is answered; only the first answer counts.
-type replier interface {
-	SendReply(headers http.Header, fin bool) error
 }
 
 // resetter is a stream that can be ended both ways.

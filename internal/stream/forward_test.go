@@ -17,14 +17,14 @@ import (
 	streamhttp "k8s.io/streaming/pkg/httpstream"
 )
 
-// forwards is a client's connection for port-forwards.
-type forwards struct {
+// ports is a client's connection for port-forwards.
+type ports struct {
 	t    *testing.T
 	conn streamhttp.Connection
 	n    int
 }
 
-func dialForward(t *testing.T, u *url.URL) *forwards {
+func dialForward(t *testing.T, u *url.URL) *ports {
 	t.Helper()
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	if err != nil {
@@ -34,46 +34,47 @@ func dialForward(t *testing.T, u *url.URL) *forwards {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &forwards{t: t, conn: conn}
+	return &ports{t: t, conn: conn}
 }
 
 // open opens the streams of one connection to a port.
-func (f *forwards) open(port int) (data, errs streamhttp.Stream) {
+func (f *ports) open(port int) (data, errs streamhttp.Stream) {
 	f.t.Helper()
-	data, errs, err := f.try(port)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	return data, errs
+	headers := f.next(port)
+	return f.stream(headers, "data"), f.stream(headers, "error")
 }
 
-func (f *forwards) try(port int) (data, errs streamhttp.Stream, err error) {
+// next is what the streams of another connection have in common.
+func (f *ports) next(port int) http.Header {
 	f.n++
 	headers := http.Header{}
 	headers.Set("port", fmt.Sprint(port))
 	headers.Set("requestID", fmt.Sprint(f.n))
-	for kind, stream := range map[string]*streamhttp.Stream{"error": &errs, "data": &data} {
-		headers.Set("streamType", kind)
-		if *stream, err = f.conn.CreateStream(headers); err != nil {
-			return nil, nil, err
-		}
-	}
-	return data, errs, nil
+	return headers
 }
 
-// refused opens a connection that cannot be and looks at what the client hears, if it does: the protocol resets the
-// streams at once behind the words.
-func (f *forwards) refused(port int, words ...string) {
+func (f *ports) stream(headers http.Header, kind string) streamhttp.Stream {
 	f.t.Helper()
-	_, errs, err := f.try(port)
-	heard := fmt.Sprint(err)
-	if err == nil {
-		heard = all(f.t, errs)
+	headers.Set("streamType", kind)
+	stream, err := f.conn.CreateStream(headers)
+	if err != nil {
+		f.t.Fatal(err)
 	}
+	return stream
+}
+
+// refused opens a connection that cannot be and looks at what the client hears.
+func (f *ports) refused(port int, words ...string) {
+	f.t.Helper()
+	data, errs := f.open(port)
+	heard := all(f.t, errs)
 	for _, w := range words {
-		if !strings.Contains(heard, w) && !strings.Contains(strings.ToLower(heard), "reset") {
+		if !strings.Contains(heard, w) {
 			f.t.Errorf("%q does not say %q", heard, w)
 		}
+	}
+	if got := all(f.t, data); got != "" {
+		f.t.Errorf("the other stream says %q", got)
 	}
 }
 
@@ -162,6 +163,54 @@ func TestAVanishedClientsConnectionsAreClosed(t *testing.T) {
 	}
 	if os.IsTimeout(err) {
 		t.Error("the connection to the pod stays")
+	}
+}
+
+func TestAClientThatVanishesAmidItsStreamsLeavesNothing(t *testing.T) {
+	s, _ := serve(t, Config{})
+	port := echoServer(t, "127.0.0.1")
+	for range 30 {
+		c := dialHasty(t, parsed(t)(s.PortForwardURL(PortForward{Pod: "pod"})), "portforward.k8s.io")
+		for i := range 40 { // most of them pairs
+			c.open("port", fmt.Sprint(port), "requestID", fmt.Sprint(max(2, i/2)), "streamType", []string{"data", "error"}[i%2])
+		}
+		c.hangUp()
+	}
+}
+
+func TestPortForwardsStreamsThatCannotBe(t *testing.T) {
+	s, _ := serve(t, Config{})
+	port := echoServer(t, "127.0.0.1")
+	f := dialForward(t, parsed(t)(s.PortForwardURL(PortForward{Pod: "pod"})))
+	defer f.conn.Close()
+	for _, bad := range []func(http.Header){
+		func(h http.Header) { h.Set("port", "0") },
+		func(h http.Header) { h.Set("port", "65536") },
+		func(h http.Header) { h.Del("port") },
+		func(h http.Header) { h.Set("streamType", "other") },
+	} {
+		headers := f.next(port)
+		headers.Set("streamType", "data")
+		bad(headers)
+		if _, err := f.conn.CreateStream(headers); err == nil {
+			t.Errorf("accepted: %v", headers)
+		}
+	}
+	headers := f.next(port)
+	f.stream(headers, "error")
+	headers.Set("streamType", "error")
+	if _, err := f.conn.CreateStream(headers); err == nil {
+		t.Error("accepted twice")
+	}
+	data := f.stream(headers, "data") // and the connection goes on
+	if _, err := io.WriteString(data, "hello"); err != nil {
+		t.Error(err)
+	}
+	if err := data.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := all(t, data); got != "5: hello" {
+		t.Errorf("%q", got)
 	}
 }
 

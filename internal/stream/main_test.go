@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	frames "github.com/moby/spdystream/spdy"
 	"golang.org/x/net/websocket"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -236,6 +238,58 @@ func hear(t *testing.T, ws *websocket.Conn, channel byte, words string) {
 			t.Fatalf("%v; heard %q, not %q", err, heard, words)
 		}
 		heard[frame[0]] += string(frame[1:])
+	}
+}
+
+// hasty is a SPDY client that does not wait for answers.
+type hasty struct {
+	t      *testing.T
+	raw    net.Conn
+	framer *frames.Framer
+	last   frames.StreamId
+}
+
+func dialHasty(t *testing.T, u *url.URL, protocol string) *hasty {
+	t.Helper()
+	raw, err := net.Dial("tcp", u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &http.Request{Method: http.MethodPost, URL: u, Host: u.Host, Header: http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}, "X-Stream-Protocol-Version": {protocol},
+	}}
+	if err := req.Write(raw); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReaderSize(raw, 16), req) // nothing follows before there are streams
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%v, %+v", err, resp)
+	}
+	go func() { _, _ = io.Copy(io.Discard, raw) }() // ends with the connection
+	framer, err := frames.NewFramer(raw, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &hasty{t: t, raw: raw, framer: framer, last: 1}
+}
+
+// open opens a stream with headers in pairs of name and value.
+func (c *hasty) open(headers ...string) {
+	c.t.Helper()
+	h := http.Header{}
+	for i := 0; i < len(headers); i += 2 {
+		h.Set(headers[i], headers[i+1])
+	}
+	c.last += 2 // odd, as it starts from 1
+	if err := c.framer.WriteFrame(&frames.SynStreamFrame{StreamId: c.last, Headers: h}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *hasty) hangUp() {
+	c.t.Helper()
+	if err := c.raw.Close(); err != nil {
+		c.t.Error(err)
 	}
 }
 

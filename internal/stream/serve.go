@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	"k8s.io/utils/exec"
 
 	"github.com/crid/crid/internal/fact"
@@ -91,6 +92,10 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, a Attach) {
 }
 
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, p PortForward) {
+	if !wsstream.IsWebSocketRequest(r) {
+		s.forwardSPDY(r.Context(), w, r, p.Pod)
+		return
+	}
 	forward := forwarder(func(pod string, port int32, stream io.ReadWriteCloser) error {
 		return s.forward(r.Context(), pod, port, stream)
 	})
