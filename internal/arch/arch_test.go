@@ -112,8 +112,8 @@ const (
 
 // exceptions are sizes that a reason excuses, by "file:name" relative to the module's root.
 var exceptions = map[string]string{
-	"internal/stream/serve.go:ExecInContainer": "remotecommand.Executor has these parameters",
-	"internal/stream/serve.go:AttachContainer": "remotecommand.Attacher has these parameters",
+	"internal/stream/session.go:ExecInContainer": "remotecommand.Executor has these parameters",
+	"internal/stream/session.go:AttachContainer": "remotecommand.Attacher has these parameters",
 }
 
 // source is one parsed file of ours.

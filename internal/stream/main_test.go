@@ -33,9 +33,10 @@ type fakes struct {
 	mu    sync.Mutex // guards ended
 	ended []error    // how the commands ended
 	one   chan struct{}
+	began chan struct{}
 }
 
-func newFakes() *fakes { return &fakes{one: make(chan struct{}, 100)} }
+func newFakes() *fakes { return &fakes{one: make(chan struct{}, 100), began: make(chan struct{}, 100)} }
 
 func (f *fakes) note(err error) {
 	f.mu.Lock()
@@ -45,6 +46,7 @@ func (f *fakes) note(err error) {
 }
 
 func (f *fakes) Exec(ctx context.Context, id string, cmd []string, terminal bool, s Streams) (int, error) {
+	f.began <- struct{}{}
 	if cmd[0] == "missing" {
 		return 0, errors.New("no such command")
 	}

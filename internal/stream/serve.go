@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -60,7 +59,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	case PortForward:
 		s.servePortForward(w, r, what)
 	}
-	// What the protocols leave open, when a client has not opened its streams in time, would stay until it goes.
+	// What the protocols leave open would stay until the client goes.
 	if c.hijacked.Load() {
 		_ = c.Close() // the last word has been written
 	}
@@ -82,13 +81,21 @@ func (w Want) options() *remotecommand.Options {
 }
 
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, e Exec) {
-	remotecommand.ServeExec(w, r, execution{s, e}, "", "", e.Container, e.Cmd, e.options(),
-		s.cfg.IdleTimeout, creationWait, remotecommand.SupportedStreamingProtocols)
+	run := s.execution(e)
+	if !wsstream.IsWebSocketRequest(r) {
+		s.runSPDY(w, r, e.Want, "executing command in", run)
+		return
+	}
+	remotecommand.ServeExec(w, r, run, "", "", e.Container, e.Cmd, e.options(), s.cfg.IdleTimeout, creationWait, remotecommand.SupportedStreamingProtocols)
 }
 
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, a Attach) {
-	remotecommand.ServeAttach(w, r, attachment{s, a}, "", "", a.Container, a.options(),
-		s.cfg.IdleTimeout, creationWait, remotecommand.SupportedStreamingProtocols)
+	run := s.attachment(a)
+	if !wsstream.IsWebSocketRequest(r) {
+		s.runSPDY(w, r, a.Want, "attaching to", run)
+		return
+	}
+	remotecommand.ServeAttach(w, r, run, "", "", a.Container, a.options(), s.cfg.IdleTimeout, creationWait, remotecommand.SupportedStreamingProtocols)
 }
 
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, p PortForward) {
@@ -103,61 +110,52 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, p Port
 		s.cfg.IdleTimeout, creationWait, portforward.SupportedProtocols)
 }
 
-// execution is one Exec as the protocols call it.
-type execution struct {
-	server *Server
-	exec   Exec
+// execution is e as a session.
+func (s *Server) execution(e Exec) session {
+	return func(ctx context.Context, in io.Reader, out, errs io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
+		if !s.begin() {
+			return errClosing
+		}
+		defer s.running.Done()
+		streams := e.streams(in, out, errs)
+		streams.Resize = latest(ctx, sizes)
+		code, err := s.deps.Containers.Exec(ctx, e.Container, e.Cmd, e.TTY, streams)
+		switch {
+		case ctx.Err() != nil: // nobody is there to hear
+			s.deps.Log.Debug("exec: the client is gone", "container", e.Container, "err", err)
+			return nil
+		case err != nil:
+			s.deps.Log.Info("exec failed", "container", e.Container, "err", err)
+			return err
+		case code != 0:
+			return exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
+		}
+		return nil
+	}
 }
 
-// ExecInContainer implements remotecommand.Executor, which has as many parameters as this.
-func (x execution) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
-	if !x.server.begin() {
-		return errClosing
-	}
-	defer x.server.running.Done()
-	streams := x.exec.streams(in, out, errs)
-	streams.Resize = latest(ctx, resize)
-	code, err := x.server.deps.Containers.Exec(ctx, x.exec.Container, x.exec.Cmd, x.exec.TTY, streams)
-	switch {
-	case ctx.Err() != nil: // nobody is there to hear
-		x.server.deps.Log.Debug("exec: the client is gone", "container", x.exec.Container, "err", err)
-		return nil
-	case err != nil:
-		x.server.deps.Log.Info("exec failed", "container", x.exec.Container, "err", err)
+// attachment is a as a session.
+func (s *Server) attachment(a Attach) session {
+	return func(ctx context.Context, in io.Reader, out, errs io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
+		if !s.begin() {
+			return errClosing
+		}
+		defer s.running.Done()
+		streams := a.streams(in, out, errs)
+		streams.Resize = latest(ctx, sizes)
+		err := s.deps.Containers.Attach(ctx, a.Container, streams)
+		if ctx.Err() != nil { // nobody is there to hear
+			s.deps.Log.Debug("attach: the client is gone", "container", a.Container, "err", err)
+			return nil
+		}
+		if err != nil {
+			s.deps.Log.Info("attach failed", "container", a.Container, "err", err)
+		}
 		return err
-	case code != 0:
-		return exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
 	}
-	return nil
 }
 
-// attachment is one Attach as the protocols call it.
-type attachment struct {
-	server *Server
-	attach Attach
-}
-
-// AttachContainer implements remotecommand.Attacher, which has as many parameters as this.
-func (a attachment) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
-	if !a.server.begin() {
-		return errClosing
-	}
-	defer a.server.running.Done()
-	streams := a.attach.streams(in, out, errs)
-	streams.Resize = latest(ctx, resize)
-	err := a.server.deps.Containers.Attach(ctx, a.attach.Container, streams)
-	if ctx.Err() != nil { // nobody is there to hear
-		a.server.deps.Log.Debug("attach: the client is gone", "container", a.attach.Container, "err", err)
-		return nil
-	}
-	if err != nil {
-		a.server.deps.Log.Info("attach failed", "container", a.attach.Container, "err", err)
-	}
-	return err
-}
-
-// streams is what the client was promised of what the protocol hands over: a WebSocket has all of them, and a client
-// may open others than it asked for.
+// streams is what the client was promised of what the protocol hands over: a WebSocket has all of them.
 func (w Want) streams(in io.Reader, out, errs io.WriteCloser) Streams {
 	var s Streams
 	if w.Stdin && in != nil {

@@ -176,8 +176,7 @@ func (s *Server) End() {
 	}
 }
 
-// Close ends every stream and waits, no longer than ctx, until nothing goes on for any client. Repeatable. A client
-// that had not opened its streams yet leaves a goroutine behind, which ends within half a minute.
+// Close ends every stream and waits, no longer than ctx, until nothing goes on for any client. Repeatable.
 func (s *Server) Close(ctx context.Context) error {
 	s.End()
 	done := make(chan struct{})

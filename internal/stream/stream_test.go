@@ -154,6 +154,37 @@ func TestAVanishedClientTakesItsCommandAlong(t *testing.T) {
 	}
 }
 
+func TestStreamsThatWereNotAskedFor(t *testing.T) {
+	s, f := serve(t, Config{})
+	c := dialHasty(t, execURL(t, s, Want{Stdout: true}, "wait"), "v4.channel.k8s.io")
+	for _, kind := range []string{"error", "stdin", "stdout", "stdout", "resize", "nonsense", "error", "error", "error", "error", "error", "error"} {
+		c.open("streamType", kind)
+	}
+	select {
+	case <-f.began:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the command has not begun")
+	}
+	for range 100 {
+		c.open("streamType", "stdout")
+	}
+	c.hangUp() // serve looks at what is left
+}
+
+func TestAClientThatHasNotOpenedItsStreams(t *testing.T) {
+	for _, end := range []func(s *Server, c *hasty){
+		func(_ *Server, c *hasty) { c.hangUp() },
+		func(s *Server, c *hasty) { s.End() }, // and the client stays
+	} {
+		s, _ := serve(t, Config{})
+		c := dialHasty(t, execURL(t, s, Want{Stdin: true, Stdout: true}), "v4.channel.k8s.io")
+		for _, kind := range []string{"error", "stdout"} {
+			c.open("streamType", kind)
+		}
+		end(s, c)
+	}
+}
+
 func TestTheServersEndIsTheStreams(t *testing.T) {
 	s, f := serve(t, Config{})
 	ws := dialWS(t, execURL(t, s, Want{Stdout: true}, "wait"))
