@@ -180,7 +180,9 @@ func (l *listener) await(p packet, gone <-chan struct{}) bool {
 // hub shares one connection to the monitor among the clients of a container. Conmon 2.1.6 keeps the descriptor of a
 // client that went away until it has something to write to it, for ever in a silent container: the connection stays
 // for the next client until there is output that nobody wants. It also takes the end of any client as the end of a
-// stdin that is to be closed after its first client, even of one that only listened.
+// stdin that is to be closed after its first client, even of one that only listened; so there the connection stays as
+// long as crid does, and that is the limit of it: nothing else could keep the connection, or close the stdin that
+// conmon holds.
 type hub struct {
 	mu        sync.Mutex // guards the fields; nothing waits under it: the connect to a unix socket does not
 	link      *link      // nil = not connected

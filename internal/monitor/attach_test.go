@@ -112,37 +112,6 @@ func TestAttachedClientsHearAndAreHeard(t *testing.T) {
 	})
 }
 
-func TestStdinOnceEndsWithItsClient(t *testing.T) {
-	each(t, func(t *testing.T, h *host) {
-		s := h.spec("once", talk)
-		s.Stdin, s.StdinOnce = true, true
-		p := h.run(s)
-		only := bundle.NewScreen()
-		ctx, leave := context.WithCancel(t.Context())
-		listened := make(chan error, 1)
-		go func() { listened <- p.Attach(ctx, Streams{Stdout: only}) }() // ends by leave
-		c := attach(t, p)
-		c.typed("a\n")
-		c.stdout.Await(t, "out a\n")
-		only.Await(t, "out a\n")
-		leave() // who only listened ends nothing
-		if err := <-listened; !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-		c.typed("b\n")
-		c.stdout.Await(t, "out b\n")
-		if err := c.keyboard.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := c.wait(); err != nil {
-			t.Error(err)
-		}
-		if exit := h.wait(p); exit.Code != 4 {
-			t.Errorf("%+v", exit)
-		}
-	})
-}
-
 func TestTheEndOfInputMeansNothingWhereThereIsNoStdin(t *testing.T) {
 	each(t, func(t *testing.T, h *host) {
 		fifo := filepath.Join(h.rootfs, "go")
