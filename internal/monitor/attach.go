@@ -353,11 +353,24 @@ func (k *link) feed(ctx context.Context, from io.Reader) (over bool) {
 			continue
 		}
 		if taken && k.mode.endsStdin() {
-			_ = k.conn.CloseWrite() // fails when the container has ended
+			k.closeStdin()
 			return false
 		}
 		return taken
 	}
+}
+
+// closeStdin ends the container's stdin, after what another client is writing, if the container reads that.
+func (k *link) closeStdin() {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case k.writing <- struct{}{}:
+		defer func() { <-k.writing }()
+	case <-k.ended:
+	case <-timer.C:
+	}
+	_ = k.conn.CloseWrite() // fails when the container has ended
 }
 
 // write sends the container a piece of input and tells whether it takes more. One that does not read holds its

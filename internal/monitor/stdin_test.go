@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"os"
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/test/bundle"
 )
@@ -132,4 +136,44 @@ func joined(p *Process) bool {
 	p.hub.mu.Lock()
 	defer p.hub.mu.Unlock()
 	return len(p.hub.listeners) > 0
+}
+
+func TestTheEndOfOneClientsInputWaitsForAnothersWrite(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		file := os.NewFile(uintptr(fd), "end")
+		conn, err := net.FileConn(file)
+		if err = errors.Join(err, file.Close()); err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ends[i] = conn.(*net.UnixConn)
+	}
+	k := &link{conn: ends[0], writing: make(chan struct{}, 1), ended: make(chan struct{})}
+	k.writing <- struct{}{} // somebody writes
+	closed := make(chan struct{})
+	go func() { // ends when the token is there
+		k.closeStdin()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+		t.Error("the write was cut off")
+	case <-time.After(100 * time.Millisecond): // long enough for one that does not wait
+	}
+	if _, err := k.conn.Write([]byte("all")); err != nil {
+		t.Error(err)
+	}
+	<-k.writing
+	<-closed
+	buf := make([]byte, 10)
+	for _, want := range []string{"all", ""} {
+		if n, _ := ends[1].Read(buf); string(buf[:n]) != want {
+			t.Errorf("%q, want %q", buf[:n], want)
+		}
+	}
 }
