@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,7 @@ func (t tracked) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: accepted, server: t.server, gone: make(chan struct{})}
+		c := &conn{Conn: accepted, server: t.server, moved: make(chan struct{}, 1), gone: make(chan struct{})}
 		if t.server.admit(c) {
 			return c, nil
 		}
@@ -53,7 +54,8 @@ func (s *Server) forget(c *conn) {
 type conn struct {
 	net.Conn
 	server   *Server
-	hijacked atomic.Bool // it carries streams, no longer HTTP
+	hijacked atomic.Bool   // it carries streams, no longer HTTP
+	moved    chan struct{} // holds a token once something has been read
 	once     sync.Once
 	gone     chan struct{} // closed by Close
 	err      error         // of Close; read only after gone
@@ -69,10 +71,42 @@ func (c *conn) Close() error {
 	return c.err
 }
 
+// Read tells lingering of its progress.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		select {
+		case c.moved <- struct{}{}:
+		default:
+		}
+	}
+	return n, err
+}
+
+// linger returns once what the client sent before it left has been read, as far as somebody reads it.
+func (c *conn) linger() {
+	timer := time.NewTimer(lingering)
+	defer timer.Stop()
+	for {
+		select {
+		case <-c.moved:
+			timer.Reset(lingering)
+		case <-timer.C:
+			return
+		case <-c.gone:
+			return
+		}
+	}
+}
+
+// lingering is how long nothing may be read of what a client that has left sent before.
+const lingering = time.Second
+
 // watch closes c as soon as the client is gone, whether or not anybody reads from c: a client's input that a
 // process does not read keeps all else of the connection from being read. A client that has sent the last of its
-// bytes is gone: in neither protocol does the connection carry on in one direction.
-func (c *conn) watch() error {
+// bytes is gone: in neither protocol does the connection carry on in one direction. If all counts that it sent, c
+// is closed once that has been read.
+func (c *conn) watch(allCounts bool) error {
 	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		return err
@@ -95,6 +129,9 @@ func (c *conn) watch() error {
 	}()
 	go func() { // ends with the client, or the connection
 		if watching.Read(func(fd uintptr) bool { return hungUp(int(fd)) }) == nil {
+			if allCounts {
+				c.linger()
+			}
 			_ = c.Close() // the client cannot hear why
 		}
 	}()

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,7 @@ type fakes struct {
 	ended []error    // how the commands ended
 	one   chan struct{}
 	began chan struct{}
+	lines atomic.Int32 // how many have been heard
 }
 
 func newFakes() *fakes { return &fakes{one: make(chan struct{}, 100), began: make(chan struct{}, 100)} }
@@ -50,18 +52,18 @@ func (f *fakes) Exec(ctx context.Context, id string, cmd []string, terminal bool
 	if cmd[0] == "missing" {
 		return 0, errors.New("no such command")
 	}
-	code, err := talk(ctx, fmt.Sprintf("%s %s %v", id, strings.Join(cmd, " "), terminal), s)
+	code, err := f.talk(ctx, fmt.Sprintf("%s %s %v", id, strings.Join(cmd, " "), terminal), s)
 	f.note(err)
 	return code, err
 }
 
 func (f *fakes) Attach(ctx context.Context, id string, s Streams) error {
-	_, err := talk(ctx, id, s)
+	_, err := f.talk(ctx, id, s)
 	f.note(err)
 	return err
 }
 
-func talk(ctx context.Context, hello string, s Streams) (int, error) {
+func (f *fakes) talk(ctx context.Context, hello string, s Streams) (int, error) {
 	code := make(chan int, 1)
 	if s.Stdout != nil {
 		fmt.Fprintln(s.Stdout, hello)
@@ -76,6 +78,7 @@ func talk(ctx context.Context, hello string, s Streams) (int, error) {
 	}
 	go func() { // ends with the input
 		for lines := bufio.NewScanner(s.Stdin); lines.Scan(); {
+			f.lines.Add(1)
 			var n int
 			if _, err := fmt.Sscanf(lines.Text(), "exit %d", &n); err == nil {
 				code <- n

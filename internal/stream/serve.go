@@ -37,7 +37,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		return
 	}
 	c := r.Context().Value(connKey{}).(*conn)
-	if err := c.watch(); err != nil {
+	// What is typed for a container counts, whether or not its author stays. A command ends with its client.
+	if err := c.watch(verb == "attach"); err != nil {
 		http.Error(w, fmt.Sprintf("watch the connection: %v", err), http.StatusInternalServerError)
 		return
 	}

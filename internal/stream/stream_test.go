@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/utils/exec"
@@ -151,6 +152,32 @@ func TestAVanishedClientTakesItsCommandAlong(t *testing.T) {
 				t.Fatal("the command lives")
 			}
 		})
+	}
+}
+
+func TestWhatAClientSaidBeforeItLeftIsHeard(t *testing.T) {
+	s, f := serve(t, Config{})
+	const clients, lines = 20, 30
+	for range clients {
+		ws := dialWS(t, parsed(t)(s.AttachURL(Attach{Container: "c", Want: Want{Stdin: true}})))
+		var first []byte // what is left unread would take back what was sent
+		if err := websocket.Message.Receive(ws, &first); err != nil {
+			t.Fatal(err)
+		}
+		for range lines {
+			say(t, ws, 0, "hello\n")
+		}
+		ws.Close()
+	}
+	for range clients {
+		select {
+		case <-f.one:
+		case <-time.After(10 * time.Second):
+			t.Fatal("an attach lives")
+		}
+	}
+	if n := f.lines.Load(); n != clients*lines {
+		t.Errorf("%d lines of %d were heard", n, clients*lines)
 	}
 }
 
