@@ -57,8 +57,12 @@ type conn struct {
 	hijacked atomic.Bool   // it carries streams, no longer HTTP
 	moved    chan struct{} // holds a token once something has been read
 	once     sync.Once
-	gone     chan struct{} // closed by Close
-	err      error         // of Close; read only after gone
+
+	mu      sync.Mutex // guards bounded; nothing waits under it
+	bounded bool       // somebody has set a deadline for writes
+
+	gone chan struct{} // closed by Close
+	err  error         // of Close; read only after gone
 }
 
 // Close ends the connection and all that goes on over it. Repeatable.
@@ -82,6 +86,40 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Write fails when the client takes nothing for as long as a stream may be idle: it would hold all that is to be said
+// over the connection, its end included. With half a frame sent the connection is over.
+func (c *conn) Write(p []byte) (int, error) {
+	if err := c.bound(); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		_ = c.Close() // the client cannot hear why
+	}
+	return n, err
+}
+
+// bound gives a write its time, unless somebody has set a deadline.
+func (c *conn) bound() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bounded {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(time.Now().Add(c.server.cfg.IdleTimeout))
+}
+
+// SetWriteDeadline bounds all writes from now on, also those under way.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bounded = !t.IsZero()
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// SetDeadline is for reads alone: the protocols move it with all that they read and write.
+func (c *conn) SetDeadline(t time.Time) error { return c.Conn.SetReadDeadline(t) }
 
 // linger returns once what the client sent before it left has been read, as far as somebody reads it.
 func (c *conn) linger() {

@@ -170,7 +170,7 @@ func TestAClientThatVanishesAmidItsStreamsLeavesNothing(t *testing.T) {
 	s, _ := serve(t, Config{})
 	port := echoServer(t, "127.0.0.1")
 	for range 30 {
-		c := dialHasty(t, parsed(t)(s.PortForwardURL(PortForward{Pod: "pod"})), "portforward.k8s.io")
+		c := dialHasty(t, parsed(t)(s.PortForwardURL(PortForward{Pod: "pod"})), "portforward.k8s.io").listen()
 		for i := range 40 { // most of them pairs
 			c.open("port", fmt.Sprint(port), "requestID", fmt.Sprint(max(2, i/2)), "streamType", []string{"data", "error"}[i%2])
 		}

@@ -58,9 +58,42 @@ func (f *fakes) Exec(ctx context.Context, id string, cmd []string, terminal bool
 }
 
 func (f *fakes) Attach(ctx context.Context, id string, s Streams) error {
+	if patience, err := time.ParseDuration(id); err == nil { // it is the name of a loud one
+		err = flood(ctx, s.Stdout, patience)
+		f.note(err)
+		return err
+	}
 	_, err := f.talk(ctx, id, s)
 	f.note(err)
 	return err
+}
+
+// flood writes until that fails, or takes longer than patience.
+func flood(ctx context.Context, to io.Writer, patience time.Duration) error {
+	wrote, failed := make(chan struct{}, 1), make(chan error, 1)
+	go func() { // ends by a write that fails
+		for {
+			if _, err := to.Write(make([]byte, 1<<13)); err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case wrote <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	for {
+		select {
+		case <-wrote:
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(patience):
+			return errdef.Exhausted
+		}
+	}
 }
 
 func (f *fakes) talk(ctx context.Context, hello string, s Streams) (int, error) {
@@ -246,7 +279,7 @@ func hear(t *testing.T, ws *websocket.Conn, channel byte, words string) {
 	}
 }
 
-// hasty is a SPDY client that does not wait for answers.
+// hasty is a SPDY client that does not wait for answers, and reads none unless it listens.
 type hasty struct {
 	t      *testing.T
 	raw    net.Conn
@@ -270,12 +303,17 @@ func dialHasty(t *testing.T, u *url.URL, protocol string) *hasty {
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("%v, %+v", err, resp)
 	}
-	go func() { _, _ = io.Copy(io.Discard, raw) }() // ends with the connection
 	framer, err := frames.NewFramer(raw, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &hasty{t: t, raw: raw, framer: framer, last: 1}
+}
+
+// listen reads what it is told.
+func (c *hasty) listen() *hasty {
+	go func() { _, _ = io.Copy(io.Discard, c.raw) }() // ends with the connection
+	return c
 }
 
 // open opens a stream with headers in pairs of name and value.

@@ -1,10 +1,13 @@
 package stream
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -16,6 +19,9 @@ import (
 
 // creationWait is how long a client may take to open the streams that it asked for.
 const creationWait = remotecommand.DefaultStreamCreationTimeout
+
+// lastWait is how long a client may take to read the rest, once what it came for has ended.
+const lastWait = 10 * time.Second
 
 // handler answers the URLs that were issued, and nothing else.
 func (s *Server) handler() http.Handler {
@@ -111,49 +117,45 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, p Port
 		s.cfg.IdleTimeout, creationWait, portforward.SupportedProtocols)
 }
 
-// execution is e as a session.
-func (s *Server) execution(e Exec) session {
+// session is what the protocols call to do something for a client.
+func (s *Server) session(verb, container string, want Want, do func(ctx context.Context, streams Streams) error) session {
+	log := s.deps.Log.With("container", container)
 	return func(ctx context.Context, in io.Reader, out, errs io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
 		if !s.begin() {
 			return errClosing
 		}
 		defer s.running.Done()
-		streams := e.streams(in, out, errs)
+		streams := want.streams(in, out, errs)
 		streams.Resize = latest(ctx, sizes)
-		code, err := s.deps.Containers.Exec(ctx, e.Container, e.Cmd, e.TTY, streams)
-		switch {
-		case ctx.Err() != nil: // nobody is there to hear
-			s.deps.Log.Debug("exec: the client is gone", "container", e.Container, "err", err)
-			return nil
-		case err != nil:
-			s.deps.Log.Info("exec failed", "container", e.Container, "err", err)
-			return err
-		case code != 0:
-			return exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
-		}
-		return nil
-	}
-}
-
-// attachment is a as a session.
-func (s *Server) attachment(a Attach) session {
-	return func(ctx context.Context, in io.Reader, out, errs io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
-		if !s.begin() {
-			return errClosing
-		}
-		defer s.running.Done()
-		streams := a.streams(in, out, errs)
-		streams.Resize = latest(ctx, sizes)
-		err := s.deps.Containers.Attach(ctx, a.Container, streams)
-		if ctx.Err() != nil { // nobody is there to hear
-			s.deps.Log.Debug("attach: the client is gone", "container", a.Container, "err", err)
+		err := do(ctx, streams)
+		c := ctx.Value(connKey{}).(*conn)
+		if ctx.Err() != nil { // nobody is there to hear, and a write that is under way is in vain
+			log.Debug(verb+": the client is gone", "err", errors.Join(err, c.Close()))
 			return nil
 		}
-		if err != nil {
-			s.deps.Log.Info("attach failed", "container", a.Container, "err", err)
+		// Neither what is left to say nor a write that is under way waits for a client that reads nothing.
+		err = cmp.Or(err, c.SetWriteDeadline(time.Now().Add(s.lastWait)))
+		if exit, ok := errors.AsType[exec.ExitError](err); err != nil && !(ok && exit.Exited()) {
+			log.Info(verb+" failed", "err", err)
 		}
 		return err
 	}
+}
+
+func (s *Server) execution(e Exec) session {
+	return s.session("exec", e.Container, e.Want, func(ctx context.Context, streams Streams) error {
+		code, err := s.deps.Containers.Exec(ctx, e.Container, e.Cmd, e.TTY, streams)
+		if err == nil && code != 0 {
+			return exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
+		}
+		return err
+	})
+}
+
+func (s *Server) attachment(a Attach) session {
+	return s.session("attach", a.Container, a.Want, func(ctx context.Context, streams Streams) error {
+		return s.deps.Containers.Attach(ctx, a.Container, streams)
+	})
 }
 
 // streams is what the client was promised of what the protocol hands over: a WebSocket has all of them.

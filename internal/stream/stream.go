@@ -55,11 +55,12 @@ type Deps struct {
 
 // Server serves streams. Its methods may be called concurrently.
 type Server struct {
-	cfg     Config
-	deps    Deps
-	base    url.URL
-	http    *http.Server
-	tickets *tickets
+	cfg      Config
+	deps     Deps
+	base     url.URL
+	http     *http.Server
+	tickets  *tickets
+	lastWait time.Duration // the constant of that name
 
 	mu      sync.Mutex // guards the rest; nothing waits under it
 	conns   map[*conn]bool
@@ -69,7 +70,7 @@ type Server struct {
 
 // Open listens and serves until Close.
 func Open(ctx context.Context, cfg Config, d Deps) (*Server, error) {
-	s := &Server{cfg: cfg, deps: d, tickets: newTickets(), conns: map[*conn]bool{}}
+	s := &Server{cfg: cfg, deps: d, tickets: newTickets(), lastWait: lastWait, conns: map[*conn]bool{}}
 	encrypt, err := cfg.TLS.listener(d.Log)
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -181,9 +184,48 @@ func TestWhatAClientSaidBeforeItLeftIsHeard(t *testing.T) {
 	}
 }
 
+func TestAClientThatReadsNothingIsLetGoOf(t *testing.T) {
+	spdy := func(t *testing.T, u *url.URL) io.Closer {
+		c := dialHasty(t, u, "v4.channel.k8s.io")
+		c.open("streamType", "error")
+		c.open("streamType", "stdout")
+		return c.raw
+	}
+	web := func(t *testing.T, u *url.URL) io.Closer { return dialWS(t, u) }
+	for name, dial := range map[string]func(t *testing.T, u *url.URL) io.Closer{"SPDY": spdy, "WebSocket": web} {
+		for _, test := range []struct{ patience, idle, lastWait time.Duration }{
+			{time.Minute, time.Second / 2, time.Minute}, // it is left to the idle timeout
+			{time.Second, time.Minute, time.Second / 2}, // the container has lost its patience
+		} {
+			t.Run(fmt.Sprint(name, ", idle for ", test.idle), func(t *testing.T) {
+				s, f := serve(t, Config{IdleTimeout: test.idle})
+				s.lastWait = test.lastWait
+				c := dial(t, parsed(t)(s.AttachURL(Attach{Container: test.patience.String(), Want: Want{Stdout: true}})))
+				t.Cleanup(func() { c.Close() })
+				select {
+				case <-f.one:
+				case <-time.After(10 * time.Second):
+					t.Fatal("the write holds")
+				}
+				for limit := time.Now().Add(10 * time.Second); connections(s) > 0; runtime.Gosched() {
+					if time.Now().After(limit) {
+						t.Fatal("the connection stays")
+					}
+				}
+			})
+		}
+	}
+}
+
+func connections(s *Server) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
 func TestStreamsThatWereNotAskedFor(t *testing.T) {
 	s, f := serve(t, Config{})
-	c := dialHasty(t, execURL(t, s, Want{Stdout: true}, "wait"), "v4.channel.k8s.io")
+	c := dialHasty(t, execURL(t, s, Want{Stdout: true}, "wait"), "v4.channel.k8s.io").listen()
 	for _, kind := range []string{"error", "stdin", "stdout", "stdout", "resize", "nonsense", "error", "error", "error", "error", "error", "error"} {
 		c.open("streamType", kind)
 	}
@@ -204,7 +246,7 @@ func TestAClientThatHasNotOpenedItsStreams(t *testing.T) {
 		func(s *Server, c *hasty) { s.End() }, // and the client stays
 	} {
 		s, _ := serve(t, Config{})
-		c := dialHasty(t, execURL(t, s, Want{Stdin: true, Stdout: true}), "v4.channel.k8s.io")
+		c := dialHasty(t, execURL(t, s, Want{Stdin: true, Stdout: true}), "v4.channel.k8s.io").listen()
 		for _, kind := range []string{"error", "stdout"} {
 			c.open("streamType", kind)
 		}
