@@ -48,9 +48,10 @@ type keys struct {
 	files TLS
 	log   *slog.Logger
 
-	mu     sync.Mutex // guards the rest; files are read under it, which are small and local
-	seen   [3]stamp
+	mu     sync.Mutex  // guards the rest; files are read under it, which are small and local
+	seen   [3]stamp    // when config was read
 	config *tls.Config // never edited
+	failed string      // why the files could not be used last, which was logged; empty = they could
 }
 
 // stamp changes when a file does.
@@ -66,17 +67,23 @@ type stamp struct {
 func (k *keys) current(*tls.ClientHelloInfo) (*tls.Config, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.stamps() != k.seen {
-		if err := k.load(); err != nil {
+	if k.stamps() == k.seen {
+		return k.config, nil
+	}
+	failed := ""
+	if err := k.load(); err != nil { // the next client tries again: the reason may pass without a change of the files
+		failed = err.Error()
+		if failed != k.failed {
 			k.log.Warn("the new TLS files for streams cannot be used, the old ones count", "err", err)
 		}
 	}
+	k.failed = failed
 	return k.config, nil
 }
 
 // load reads the files. The stamps come first: what changes meanwhile is read again.
 func (k *keys) load() error {
-	k.seen = k.stamps()
+	now := k.stamps()
 	pair, err := tls.LoadX509KeyPair(k.files.Cert, k.files.Key)
 	if err != nil {
 		return fmt.Errorf("read certificate %s with key %s: %w", k.files.Cert, k.files.Key, err)
@@ -96,7 +103,7 @@ func (k *keys) load() error {
 			return fmt.Errorf("read client CA %s: it holds no certificate: %w", k.files.ClientCA, errdef.Invalid)
 		}
 	}
-	k.config = config
+	k.seen, k.config = now, config
 	return nil
 }
 

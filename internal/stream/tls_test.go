@@ -9,6 +9,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 )
@@ -69,6 +72,17 @@ func (a *authority) sign(template *x509.Certificate, key *ecdsa.PrivateKey) (cer
 		a.t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw})
+}
+
+// newPair makes a certificate of a new authority, and its key.
+func newPair(t *testing.T) TLS {
+	t.Helper()
+	dir := t.TempDir()
+	cert, key := newAuthority(t, "a").sign(certificate("server"), newKey(t))
+	files := TLS{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key")}
+	write(t, files.Cert, cert)
+	write(t, files.Key, key)
+	return files
 }
 
 // write makes a file whole.
@@ -136,6 +150,77 @@ func TestTLSFilesCountAsSoonAsTheyChange(t *testing.T) {
 	}
 }
 
+func TestTLSFilesAreReadAgainAfterAFailure(t *testing.T) {
+	dir := t.TempDir()
+	files := TLS{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), ClientCA: filepath.Join(dir, "ca")}
+	a := newAuthority(t, "a")
+	cert, key := a.sign(certificate("server"), newKey(t))
+	write(t, files.Cert, cert)
+	write(t, files.Key, key)
+	write(t, files.ClientCA, a.pem)
+	var log bytes.Buffer
+	k := &keys{files: files, log: slog.New(slog.NewTextHandler(&log, nil))}
+	if err := k.load(); err != nil {
+		t.Fatal(err)
+	}
+	current := func() *tls.Config {
+		t.Helper()
+		config, err := k.current(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return config
+	}
+	before := current()
+	if err := os.Rename(files.Key, files.Key+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if current() != before {
+			t.Error("files that are missing count")
+		}
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings: %s", n, &log)
+	}
+	if err := os.Rename(files.Key+".away", files.Key); err != nil {
+		t.Fatal(err)
+	}
+	now := current()
+	if now == before || current() != now {
+		t.Error("the files do not count, or are read again and again")
+	}
+}
+
+func TestTLSFilesAreTriedAgainUnchanged(t *testing.T) {
+	files := newPair(t)
+	k := &keys{files: files, log: slog.New(slog.DiscardHandler)}
+	if err := k.load(); err != nil {
+		t.Fatal(err)
+	}
+	before := k.config
+	again, err := os.ReadFile(files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, files.Key, again)
+	var limit unix.Rlimit // no descriptor is free: the files are as they are, and cannot be read
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := unix.Rlimit{Cur: 0, Max: limit.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	during, err := k.current(nil)
+	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := k.current(nil); err != nil || during != before || after == before {
+		t.Errorf("%v; what could not be read counts: %v; what can be does: %v", err, during != before, after != before)
+	}
+}
+
 func TestTLSThatCannotWork(t *testing.T) {
 	dir := t.TempDir()
 	a := newAuthority(t, "a")
@@ -153,12 +238,7 @@ func TestTLSThatCannotWork(t *testing.T) {
 }
 
 func TestHTTP2IsNotOffered(t *testing.T) {
-	dir := t.TempDir()
-	a := newAuthority(t, "a")
-	cert, key := a.sign(certificate("server"), newKey(t))
-	files := TLS{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key")}
-	write(t, files.Cert, cert)
-	write(t, files.Key, key)
+	files := newPair(t)
 	s, _ := serve(t, Config{TLS: files})
 	c, err := tls.Dial("tcp", execURL(t, s, Want{Stdout: true}).Host, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
 	if err != nil {
