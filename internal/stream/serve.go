@@ -30,6 +30,10 @@ func (s *Server) handler() http.Handler {
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
 			mux.HandleFunc(method+" /"+verb+"/{token}", func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, verb) })
 		}
+		// GET takes HEAD in; one that only looks would use the token up.
+		mux.HandleFunc(http.MethodHead+" /"+verb+"/{token}", func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+		})
 	}
 	return mux
 }

@@ -282,6 +282,10 @@ func TestWhatCannotRunSaysWhy(t *testing.T) {
 func TestAURLCountsOnce(t *testing.T) {
 	s, _ := serve(t, Config{})
 	u := execURL(t, s, Want{Stdout: true})
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if resp, err := client.Head(u.String()); err != nil || resp.StatusCode != http.StatusMethodNotAllowed { // which counts not
+		t.Errorf("%v, %+v", err, resp)
+	}
 	for i, want := range []int{http.StatusBadRequest, http.StatusNotFound} { // no upgrade was asked for
 		if got := status(t, u.String()); got != want {
 			t.Errorf("%d: status %d, want %d", i, got, want)
