@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/websocket"
@@ -338,28 +339,35 @@ func TestTheAddressOfTheURL(t *testing.T) {
 	}
 }
 
-func TestTickets(t *testing.T) {
-	k := newTickets()
-	token, err := k.issue(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k.byToken[token] = ticket{1, time.Now().Add(-time.Millisecond)}
-	if _, ok := k.redeem(token); ok {
-		t.Error("a ticket counts when its time is up")
-	}
-	for i := range maxTickets {
-		if _, err := k.issue(i); err != nil {
-			t.Fatal(err)
+func TestTicketsCountForAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newTickets()
+		issue := func() string {
+			t.Helper()
+			token, err := k.issue("what")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return token
 		}
-	}
-	if _, err := k.issue(0); !errors.Is(err, errdef.Exhausted) {
-		t.Errorf("too many: %v", err)
-	}
-	for token, old := range k.byToken {
-		k.byToken[token] = ticket{old.what, time.Now().Add(-time.Millisecond)}
-	}
-	if _, err := k.issue(0); err != nil || len(k.byToken) != 1 {
-		t.Errorf("%v, %d tickets", err, len(k.byToken))
-	}
+		in, late := issue(), issue()
+		<-time.After(time.Minute - time.Millisecond)
+		if what, ok := k.redeem(in); !ok || what != "what" {
+			t.Error("a ticket does not count for a minute")
+		}
+		<-time.After(2 * time.Millisecond)
+		if _, ok := k.redeem(late); ok {
+			t.Error("a ticket counts when its time is up")
+		}
+		for range maxTickets {
+			issue()
+		}
+		if _, err := k.issue(0); !errors.Is(err, errdef.Exhausted) {
+			t.Errorf("too many: %v", err)
+		}
+		<-time.After(time.Minute + time.Millisecond)
+		if issue(); len(k.byToken) != 1 {
+			t.Errorf("%d tickets", len(k.byToken))
+		}
+	})
 }
