@@ -130,7 +130,9 @@ func (r *rooms) openHost(ctx context.Context) error {
 
 func (r *rooms) openImages(ctx context.Context) error {
 	var err error
-	r.images, err = storage.OpenImages(r.cfg.images())
+	cfg := r.cfg.images()
+	cfg.BootID = r.host.BootID
+	r.images, err = storage.OpenImages(cfg)
 	if err != nil {
 		return err
 	}

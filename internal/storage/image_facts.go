@@ -13,12 +13,15 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/manifest"
 	istorage "go.podman.io/image/v5/storage"
 	cstorage "go.podman.io/storage"
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
-// errDamaged marks an image that will not become well by itself: a pull may throw it away and fetch it anew.
+// errDamaged marks what will not become well by itself, but by a pull.
 var errDamaged = errors.New("damaged")
 
 // facts is what never changes about an image while it is stored.
@@ -30,6 +33,9 @@ type facts struct {
 }
 
 func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[string]*cstorage.Layer) (facts, error) {
+	if err := s.checkManifests(img); err != nil {
+		return facts{}, err
+	}
 	config, size, err := s.readConfig(ctx, img)
 	if err != nil {
 		return facts{}, err
@@ -40,7 +46,7 @@ func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[
 		if !ok {
 			return facts{}, fmt.Errorf("layer %s is missing: %w", id, errDamaged)
 		}
-		dir := filepath.Join(s.root, "overlay", id, "diff")
+		dir := s.layerDir(id)
 		why, err := inspectLayer(dir)
 		if err != nil {
 			return facts{}, err
@@ -53,6 +59,32 @@ func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[
 		id = layer.Parent
 	}
 	return f, nil
+}
+
+// layerDir is where the store has a layer's files.
+func (s *Images) layerDir(id string) string { return filepath.Join(s.root, "overlay", id, "diff") }
+
+// recipePath is the file from which, with the layer's files, the store can put the layer's archive together again.
+func (s *Images) recipePath(id string) string {
+	return filepath.Join(s.root, "overlay-layers", id+".tar-split.gz")
+}
+
+// checkManifests compares the image's manifests with their digests: other tools need them, and a pull of an image that
+// is stored does not fetch them again.
+func (s *Images) checkManifests(img *cstorage.Image) error {
+	for _, key := range img.BigDataNames {
+		if !strings.HasPrefix(key, cstorage.ImageDigestManifestBigDataNamePrefix) {
+			continue
+		}
+		data, err := s.store.ImageBigData(img.ID, key)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("read %s: %w", key, err)
+		}
+		if got, parseErr := manifest.Digest(data); err != nil || parseErr != nil || got != img.BigDataDigests[key] {
+			return fmt.Errorf("its %s is missing or does not match its digest: %w", key, errDamaged)
+		}
+	}
+	return nil
 }
 
 // readConfig returns the image's configuration and its size in bytes.
@@ -97,14 +129,46 @@ func (s *Images) convertConfig(ctx context.Context, img *cstorage.Image) (_ imgs
 	return config.Config, uint64(max(image.ConfigInfo().Size, 1)), nil
 }
 
-// inspectLayer tells why the layer at dir cannot be a lower directory of an overlay; empty when it can.
-func inspectLayer(dir string) (string, error) {
+// checkLayer tells whether the layer at dir is there, without looking into it. Beside it lies the short name by which
+// the store mounts it; without that no layer could be stored on top of it.
+func checkLayer(dir string) error {
 	st, err := os.Lstat(dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
-		return "", fmt.Errorf("layer directory %s is missing: %w", dir, errDamaged)
+		return fmt.Errorf("layer directory %s is missing: %w", dir, errDamaged)
 	}
 	if err != nil {
-		return "", fmt.Errorf("inspect layer: %w", err)
+		return fmt.Errorf("inspect layer: %w", err)
+	}
+	link := filepath.Join(filepath.Dir(dir), "link")
+	st, err = os.Lstat(link)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0 {
+		return fmt.Errorf("layer file %s is missing or empty: %w", link, errDamaged)
+	}
+	if err != nil {
+		return fmt.Errorf("inspect layer: %w", err)
+	}
+	return nil
+}
+
+// checkUsable looks whether the image's layers are still there. An image that lost one is no longer offered.
+func (s *Images) checkUsable(ctx context.Context, e *entry) error {
+	for _, dir := range e.lower {
+		err := checkLayer(dir)
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, errDamaged) {
+			err = errors.Join(err, s.reexamine(context.WithoutCancel(ctx)))
+		}
+		return fmt.Errorf("image %s cannot be used, pull it again: %w: %w", e.image.ID, err, errdef.Unavailable)
+	}
+	return nil
+}
+
+// inspectLayer tells why the layer at dir cannot be a lower directory of an overlay; empty when it can.
+func inspectLayer(dir string) (string, error) {
+	if err := checkLayer(dir); err != nil {
+		return "", err
 	}
 	if _, err := os.Lstat(filepath.Join(filepath.Dir(dir), "composefs-data")); err == nil {
 		return "layer " + dir + " is a composefs image", nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -60,6 +61,14 @@ func (s *Images) refresh(ctx context.Context) error {
 	return s.refreshLocked(ctx, markOf(filepath.Join(s.listDir(), "images.json")))
 }
 
+// reexamine reads again what is otherwise read once about an image.
+func (s *Images) reexamine(ctx context.Context) error {
+	s.catalog.mu.Lock()
+	defer s.catalog.mu.Unlock()
+	s.catalog.known = nil
+	return s.refreshLocked(ctx, markOf(filepath.Join(s.listDir(), "images.json")))
+}
+
 func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
 	stored, err := s.store.Images()
 	if err != nil {
@@ -74,8 +83,7 @@ func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
 		known[id] = e.facts
 	}
 	s.catalog.known, s.catalog.seen = known, mark
-	s.index.Store(next)
-	s.reportDamage(next.damaged)
+	s.reportDamage(s.index.Swap(next), next)
 	s.disk.kick()
 	return nil
 }
@@ -187,10 +195,14 @@ func (s *Images) lookup(ref string) (*entry, error) {
 }
 
 // reportDamage tells of images that were left out, and no longer of those that are well or gone.
-func (s *Images) reportDamage(damaged map[string]error) {
+func (s *Images) reportDamage(before, now *index) {
 	var text error
-	for _, id := range slices.Sorted(maps.Keys(damaged)) {
-		text = errors.Join(text, fmt.Errorf("image %s is not used, pull it again: %w", id, damaged[id]))
+	for _, id := range slices.Sorted(maps.Keys(now.damaged)) {
+		err := fmt.Errorf("image %s is not used, pull it again: %w", id, now.damaged[id])
+		text = errors.Join(text, err)
+		if before != nil && before.damaged[id] == nil { // cmd/crid logs what the start finds
+			slog.Warn(err.Error())
+		}
 	}
 	s.problems.set("damaged images", text)
 }

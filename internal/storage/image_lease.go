@@ -43,7 +43,7 @@ func (s *Images) takeLease(id string) {
 	if taken || s.leases.stopped {
 		return
 	}
-	s.work.Go(func() { // ends when the store has answered
+	s.life.work.Go(func() { // ends when the store has answered
 		err := s.makeLease(id)
 		if err != nil {
 			s.leases.forget(id)
@@ -154,8 +154,11 @@ func (s *Images) dropIdleLeases(ctx context.Context) error {
 
 // dropOrphans removes layers that belong to no image and no container. A pull that failed leaves them, and for an
 // idle time they may serve the next one. While anything is pulled, an orphan may be about to find its image: the
-// next round will do.
+// next round will do. When a list of the store was lost, nobody knows until the next boot what containers stand on.
 func (s *Images) dropOrphans() error {
+	if s.repair.listLost.Load() {
+		return nil
+	}
 	if !s.pulls.layers.TryLock() {
 		return nil
 	}
@@ -183,7 +186,7 @@ func isInUse(err error) bool {
 		errors.Is(err, cstorage.ErrLayerUsedByContainer)
 }
 
-// orphans returns the layers that nothing wants and that are older than the idle time, children before parents.
+// orphans returns the layers that nothing wants and nothing wanted for the idle time, children before parents.
 func (s *Images) orphans() ([]string, error) {
 	layers, err := s.layerMap() // before the images: a layer comes first
 	if err != nil {
@@ -205,17 +208,11 @@ func (s *Images) orphans() ([]string, error) {
 	}
 	var out []string
 	for id, l := range layers {
-		if !wanted[id] && !l.ReadOnly && time.Since(l.Created) > s.leases.idle {
+		if !wanted[id] && !l.ReadOnly && min(time.Since(l.Created), time.Since(s.life.opened)) > s.leases.idle {
 			out = append(out, id)
 		}
 	}
-	depth := func(id string) (n int) {
-		for ; layers[id] != nil; id = layers[id].Parent {
-			n++
-		}
-		return n
-	}
-	slices.SortFunc(out, func(a, b string) int { return depth(b) - depth(a) })
+	slices.SortFunc(out, func(a, b string) int { return depth(layers, b) - depth(layers, a) })
 	return out, nil
 }
 

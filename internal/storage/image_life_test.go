@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"errors"
 	"io"
 	"io/fs"
 	"net/http"
@@ -13,8 +12,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/crid/crid/internal/errdef"
 )
 
 func TestRestart(t *testing.T) {
@@ -136,45 +133,6 @@ func TestFailedPullLeavesNothing(t *testing.T) {
 		check(t, err)
 		return len(layers) == 0
 	})
-}
-
-func TestDamagedImages(t *testing.T) {
-	r := newRegistry(t)
-	w := newWorld(t, r)
-	for what, harm := range map[string]func(t *testing.T, img Image, layers []string){
-		"layer":         func(t *testing.T, _ Image, layers []string) { check(t, os.RemoveAll(layers[1])) },
-		"configuration": func(t *testing.T, img Image, _ []string) { overwrite(t, w.Root, img.ID, "not this") },
-		"config gone":   func(t *testing.T, img Image, _ []string) { overwrite(t, w.Root, img.ID, "") },
-	} {
-		t.Run(what, func(t *testing.T) {
-			s := w.open(t)
-			r.push(t, "good:1", simple(t, "good"))
-			r.push(t, "bad:1", simple(t, "bad"))
-			pull(t, s, r.host+"/good:1")
-			img := pull(t, s, r.host+"/bad:1")
-			layers, err := s.Layers(t.Context(), img.ID)
-			check(t, err)
-			waitFor(t, func() bool { return s.leased(t, img.ID) })
-			check(t, s.Close())
-			harm(t, img, layers)
-
-			s = w.open(t)
-			if _, err := s.Resolve(t.Context(), img.ID); !errors.Is(err, errdef.NotFound) || len(list(t, s)) != 1 {
-				t.Errorf("a damaged image is offered: %v, %d images", err, len(list(t, s)))
-			}
-			if text := strings.Join(s.Warnings(), "\n"); !strings.Contains(text, img.ID) {
-				t.Errorf("warnings %q", text)
-			}
-			if got := pull(t, s, r.host+"/bad:1"); !reflect.DeepEqual(got, img) {
-				t.Errorf("pulled again: %+v, want %+v", got, img)
-			}
-			checkLayers(t, s, img.ID, "bad")
-			if text := strings.Join(s.Warnings(), "\n"); strings.Contains(text, img.ID) {
-				t.Errorf("warnings after the repair %q", text)
-			}
-			check(t, s.Remove(t.Context(), img.ID))
-		})
-	}
 }
 
 // overwrite replaces the stored configuration of an image, or removes it.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,7 @@ type ImagesConfig struct {
 	PolicyPath        string
 	AuthFile          string
 	Pinned            []string // names of images that the kubelet must not collect, exactly as they are pulled
+	BootID            string   // tells a reboot from a restart of crid
 }
 
 // Images is the store of images. All methods may be called at once; those that only read answer from memory.
@@ -49,11 +52,18 @@ type Images struct {
 	leases   leases
 	disk     disk
 	problems problems
+	repair   repair
 	users    atomic.Pointer[func(imageID string) []string]
 
-	work  sync.WaitGroup     // what runs in the background, besides pulls
-	stop  context.CancelFunc // ends it
-	close func() error       // shutdown, once
+	life  life
+	close func() error // shutdown, once
+}
+
+// life is what goes on behind the store.
+type life struct {
+	opened time.Time
+	work   sync.WaitGroup     // what runs in the background, besides pulls
+	stop   context.CancelFunc // ends it
 }
 
 // OpenImages opens the store, making it when there is none, and reads what it holds. An image
@@ -71,15 +81,18 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve image store: %w", err)
 	}
-	store, err := openStore(cfg, root)
-	if err != nil {
+	s := &Images{cfg: cfg, root: root, foreign: foreignLayers(root)}
+	if err := s.setAsideLists(); err != nil {
+		return nil, err
+	}
+	if s.store, err = openStore(cfg, root); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
-	s := &Images{cfg: cfg, root: root, store: store, foreign: foreignLayers(root)}
 	s.close = sync.OnceValue(s.shutdown)
 	s.leases.idle = idle
 	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's
-	s.stop = stop
+	s.life.opened, s.life.stop = time.Now(), stop
+	s.openRepair()
 	if err := s.load(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -94,14 +107,23 @@ func openStore(cfg ImagesConfig, root string) (cstorage.Store, error) {
 		GraphRoot:       root,
 		RunRoot:         filepath.Join(cfg.RunRoot, "storage"),
 		GraphDriverName: "overlay",
-		// crid never mounts by the store, so its directory needs no mount of its own.
-		GraphDriverOptions: []string{"overlay.skip_mount_home=true"},
+		GraphDriverOptions: []string{
+			"overlay.skip_mount_home=true", // crid never mounts by the store: its directory needs no mount of its own
+			"overlay.sync=filesystem",      // a layer is on the disk before the list of layers calls it complete
+		},
 	})
 }
 
 // load reads the store and starts what goes on behind it.
 func (s *Images) load(ctx context.Context) error {
 	if err := s.clearScratch(); err != nil {
+		return err
+	}
+	due, err := s.markOpen()
+	if err != nil {
+		return err
+	}
+	if err := s.setAsideStrays(); err != nil {
 		return err
 	}
 	s.disk.init()
@@ -115,10 +137,13 @@ func (s *Images) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Each of the three ends with ctx, that is by s.stop.
-	s.work.Go(func() { s.watch(ctx, watch) })
-	s.work.Go(func() { s.measure(ctx) })
-	s.work.Go(func() { s.collect(ctx) })
+	// Each of them ends with ctx, that is by s.life.stop.
+	s.life.work.Go(func() { s.watch(ctx, watch) })
+	s.life.work.Go(func() { s.measure(ctx) })
+	s.life.work.Go(func() { s.collect(ctx) })
+	if due {
+		s.life.work.Go(func() { s.verifyAll(ctx) })
+	}
 	return nil
 }
 
@@ -126,13 +151,14 @@ func (s *Images) load(ctx context.Context) error {
 func (s *Images) Close() error { return s.close() }
 
 func (s *Images) shutdown() error {
-	s.stop()
+	s.life.stop()
 	s.pulls.stop()
 	s.leases.stop()
 	done := make(chan struct{})
 	go func() { // ends when the background work does, all of which was told to
 		s.pulls.wait()
-		s.work.Wait()
+		s.life.work.Wait()
+		s.repair.trash.close()
 		close(done)
 	}()
 	select {
@@ -144,7 +170,7 @@ func (s *Images) shutdown() error {
 	if _, err := s.store.Shutdown(false); err != nil {
 		return fmt.Errorf("close image store %s: %w", s.root, err)
 	}
-	return nil
+	return s.markClosed()
 }
 
 // SetUsers names the function that tells the ids of the containers using an image, exited ones included. Remove
@@ -179,8 +205,8 @@ func (s *Images) Resolve(_ context.Context, ref string) (Image, error) {
 
 // Layers returns the directories of the image's layers, topmost first, for use as overlay lower directories. It
 // takes a lease on the image, so that other tools on the same store leave it alone. NotFound when the image is
-// not stored, Unsupported when a layer is no plain directory.
-func (s *Images) Layers(_ context.Context, imageID string) ([]string, error) {
+// not stored, Unsupported when a layer is no plain directory, Unavailable when it has become damaged.
+func (s *Images) Layers(ctx context.Context, imageID string) ([]string, error) {
 	e, ok := s.index.Load().byID[imageID]
 	if !ok {
 		return nil, fmt.Errorf("image %s: %w", imageID, errdef.NotFound)
@@ -190,6 +216,9 @@ func (s *Images) Layers(_ context.Context, imageID string) ([]string, error) {
 	}
 	if e.foreign != "" {
 		return nil, fmt.Errorf("image %s: %s: %w", imageID, e.foreign, errdef.Unsupported)
+	}
+	if err := s.checkUsable(ctx, e); err != nil {
+		return nil, err
 	}
 	s.takeLease(imageID)
 	return slices.Clone(e.lower), nil
@@ -202,5 +231,13 @@ func (s *Images) Warnings() []string {
 	if s.policyPath() == "" {
 		out = append(out, "no policy.json in /etc/containers or /usr/share/containers: images are accepted unsigned from everywhere")
 	}
-	return append(out, s.problems.list()...)
+	out = append(out, s.problems.list()...)
+	damaged := s.index.Load().damaged
+	for _, id := range slices.Sorted(maps.Keys(damaged)) {
+		if users := s.usersOf(id); len(users) > 0 {
+			out = append(out, fmt.Sprintf("containers %s were made from the damaged image %s and go on with what they have of it: restart them when it is pulled again",
+				strings.Join(users, ", "), id))
+		}
+	}
+	return out
 }

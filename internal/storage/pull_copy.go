@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/crid/crid/internal/errdef"
-	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
@@ -26,7 +24,6 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) 
 		return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
 	}
 	defer func() { err = errors.Join(err, policy.Destroy()) }()
-	s.discardDamaged(ctx)
 	s.pulls.layers.RLock()
 	defer s.pulls.layers.RUnlock()
 	var failed error
@@ -80,7 +77,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	}
 	id := s.index.Load().byName[pulled.String()]
 	if id == "" {
-		id, err = s.copyLayers(ctx, d, src, pulled)
+		id, err = s.copyOrMend(ctx, d, src, pulled)
 	} else {
 		err = src.checkPolicy(ctx, d)
 	}
@@ -97,7 +94,10 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	if e, ok := x.byID[id]; ok {
 		return e.image, nil
 	}
-	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errors.Join(x.damaged[id], errdef.Unavailable))
+	if err := x.damaged[id]; err != nil {
+		return Image{}, fmt.Errorf("what is stored of it is damaged, and the pull did not mend it (remove the image, then pull it): %w: %w", err, errdef.Unavailable)
+	}
+	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errdef.Unavailable)
 }
 
 func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
@@ -138,18 +138,6 @@ func (s *Images) nameImage(id string, names ...reference.Named) error {
 		return fmt.Errorf("name image %s: %w", id, err)
 	}
 	return nil
-}
-
-// discardDamaged removes stored images that cannot be used, so that the pull fetches what is missing instead of
-// building on it. What cannot be removed stays reported.
-func (s *Images) discardDamaged(ctx context.Context) {
-	damaged := s.index.Load().damaged
-	for _, id := range slices.Sorted(maps.Keys(damaged)) {
-		if !errors.Is(damaged[id], errDamaged) {
-			continue // it could not be read now, which may pass
-		}
-		s.problems.set("remove damaged image "+id, s.erase(ctx, id))
-	}
 }
 
 // remoteImage is an image in a registry, opened. It is a reference that copy.Image opens once more and gets what is
@@ -204,22 +192,30 @@ func (r *remoteImage) canonicalName(ctx context.Context) (reference.Named, error
 
 // checkPolicy asks the signature policy again about an image that is stored already.
 func (r *remoteImage) checkPolicy(ctx context.Context, d download) error {
-	data, kind, err := r.src.GetManifest(ctx, nil)
+	chosen, err := r.instance(ctx, d)
 	if err != nil {
 		return err
 	}
-	var instance *digest.Digest
-	if manifest.MIMETypeIsMultiImage(kind) {
-		list, err := manifest.ListFromBlob(data, kind)
-		if err != nil {
-			return fmt.Errorf("parse list of manifests: %w", err)
-		}
-		chosen, err := list.ChooseInstance(d.sys)
-		if err != nil {
-			return fmt.Errorf("choose platform: %w", err)
-		}
-		instance = &chosen
-	}
-	_, err = d.policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(r.src, instance))
+	_, err = d.policy.IsRunningImageAllowed(ctx, chosen)
 	return err
+}
+
+// instance is the image for this platform.
+func (r *remoteImage) instance(ctx context.Context, d download) (*image.UnparsedImage, error) {
+	data, kind, err := r.src.GetManifest(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !manifest.MIMETypeIsMultiImage(kind) {
+		return image.UnparsedInstance(r.src, nil), nil
+	}
+	list, err := manifest.ListFromBlob(data, kind)
+	if err != nil {
+		return nil, fmt.Errorf("parse list of manifests: %w", err)
+	}
+	chosen, err := list.ChooseInstance(d.sys)
+	if err != nil {
+		return nil, fmt.Errorf("choose platform: %w", err)
+	}
+	return image.UnparsedInstance(r.src, &chosen), nil
 }

@@ -137,7 +137,7 @@ func (t *trash) empty(ctx context.Context) error {
 			if err := t.clear(ctx, filepath.Join(t.dir, name)); err != nil && ctx.Err() == nil {
 				stuck[name] = err
 				if first == nil {
-					first = fmt.Errorf("delete a removed root filesystem: %w", err)
+					first = fmt.Errorf("delete what was removed: %w", err)
 				}
 			}
 		}

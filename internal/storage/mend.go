@@ -1,0 +1,178 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
+	"go.podman.io/image/v5/types"
+	cstorage "go.podman.io/storage"
+)
+
+// copyOrMend brings an image into the store that is not there, or not whole. For containers/image a layer is stored when
+// it is on the store's list: those that are damaged are brought first.
+func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
+	if len(s.index.Load().damaged) == 0 {
+		return s.copyLayers(ctx, d, src, pulled)
+	}
+	if err := src.checkPolicy(ctx, d); err != nil {
+		return "", err
+	}
+	img, err := src.open(ctx, d)
+	if err != nil {
+		return "", err
+	}
+	if err := s.mendLayers(ctx, src.src, img); err != nil {
+		return "", err
+	}
+	id, err := s.copyLayers(ctx, d, src, pulled)
+	if was := img.ConfigInfo().Digest.Encoded(); errors.Is(err, cstorage.ErrDuplicateID) && s.index.Load().damaged[was] != nil {
+		err = errors.Join(err, s.erase(ctx, was)) // its record names other layers; without it the pull is tried again
+	}
+	return id, err
+}
+
+// mendLayers fetches those of the image's layers that are damaged, one pull at a time.
+func (s *Images) mendLayers(ctx context.Context, src types.ImageSource, img types.Image) error {
+	select {
+	case s.repair.turn <- struct{}{}:
+		defer func() { <-s.repair.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	broken, err := s.brokenLayers()
+	if err != nil || len(broken) == 0 {
+		return err
+	}
+	blobs, err := layerBlobs(ctx, img)
+	if err != nil {
+		return fmt.Errorf("find out which layers it has: %w", err)
+	}
+	for _, l := range broken {
+		blob, ok := blobs[l.UncompressedDigest]
+		if !ok {
+			continue // another image's
+		}
+		if err := s.mendLayer(ctx, src, blob, l); err != nil {
+			return fmt.Errorf("mend layer %s: %w", l.ID, err)
+		}
+		slog.Info("a damaged layer was pulled again", "layer", l.ID)
+	}
+	return nil
+}
+
+// brokenLayers are the layers that are on the store's list but not on the disk, parents before children.
+func (s *Images) brokenLayers() ([]*cstorage.Layer, error) {
+	layers, err := s.layerMap()
+	if err != nil {
+		return nil, err
+	}
+	var broken []*cstorage.Layer
+	for id, l := range layers {
+		if !l.ReadOnly && errors.Is(checkLayer(s.layerDir(id)), errDamaged) {
+			broken = append(broken, l)
+		}
+	}
+	slices.SortFunc(broken, func(a, b *cstorage.Layer) int { return depth(layers, a.ID) - depth(layers, b.ID) })
+	return broken, nil
+}
+
+// depth is how many layers the layer id is the topmost of.
+func depth(layers map[string]*cstorage.Layer, id string) (n int) {
+	for ; layers[id] != nil; id = layers[id].Parent {
+		n++
+	}
+	return n
+}
+
+// open describes the image for this platform.
+func (r *remoteImage) open(ctx context.Context, d download) (types.Image, error) {
+	chosen, err := r.instance(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return image.FromUnparsedImage(ctx, d.sys, chosen)
+}
+
+// layerBlobs are the blobs of the image's layers, by the digest of what is in them.
+func layerBlobs(ctx context.Context, img types.Image) (map[digest.Digest]types.BlobInfo, error) {
+	config, err := img.OCIConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	infos := img.LayerInfos()
+	if len(infos) != len(config.RootFS.DiffIDs) {
+		return nil, nil // of Docker's schema 1, which does not tell
+	}
+	blobs := make(map[digest.Digest]types.BlobInfo, len(infos))
+	for i, diffID := range config.RootFS.DiffIDs {
+		blobs[diffID] = infos[i]
+	}
+	return blobs, nil
+}
+
+// mendLayer stores the blob as a layer of its own first: so it is verified and on the disk before it takes its place.
+func (s *Images) mendLayer(ctx context.Context, src types.ImageSource, info types.BlobInfo, l *cstorage.Layer) (err error) {
+	blob, _, err := src.GetBlob(ctx, info, none.NoCache)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, blob.Close()) }()
+	fresh, _, err := s.store.PutLayer("", l.Parent, nil, "", false, &cstorage.LayerOptions{}, within(ctx, blob))
+	if err != nil {
+		return err
+	}
+	if fresh.UncompressedDigest == l.UncompressedDigest {
+		err = s.replaceLayer(l.ID, fresh.ID)
+	} else {
+		err = fmt.Errorf("the registry's layer %s holds %s, not %s", info.Digest, fresh.UncompressedDigest, l.UncompressedDigest)
+	}
+	return errors.Join(err, s.store.DeleteLayer(fresh.ID))
+}
+
+// replaceLayer moves what the layer fresh consists of to where the layer id should be. The files come last: they are
+// what the layer is missed by.
+func (s *Images) replaceLayer(id, fresh string) error {
+	if err := os.Rename(s.recipePath(fresh), s.recipePath(id)); err != nil {
+		return err
+	}
+	dir, freshDir := filepath.Dir(s.layerDir(id)), filepath.Dir(s.layerDir(fresh))
+	if st, err := os.Lstat(filepath.Join(dir, "link")); err == nil && st.Size() > 0 {
+		return os.Rename(s.layerDir(fresh), s.layerDir(id))
+	}
+	if err := s.setAside(dir); err != nil {
+		return err
+	}
+	short, err := os.ReadFile(filepath.Join(freshDir, "link"))
+	if err != nil {
+		return err
+	}
+	link := filepath.Join(s.root, "overlay", "l", string(short))
+	if err := errors.Join(os.Remove(link), os.Symlink(filepath.Join("..", id, "diff"), link)); err != nil {
+		return err
+	}
+	return os.Rename(freshDir, dir)
+}
+
+// within ends the reading when ctx ends.
+func within(ctx context.Context, r io.Reader) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return r.Read(p)
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -1,0 +1,175 @@
+package storage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	cstorage "go.podman.io/storage"
+)
+
+// repair is what keeps a damaged store at work. A damaged part is set aside, that is renamed: containers that stand
+// on it keep it, nobody new gets it, and the next pull that wants it brings it again. Nothing is deleted before the
+// next boot, when no container can stand on it any more.
+type repair struct {
+	trash    *trash
+	turn     chan struct{} // holds one while somebody mends layers
+	listLost atomic.Bool   // a list of the store was set aside since the boot: what containers stand on is unknown
+	due      atomic.Bool   // layers are still to be verified
+}
+
+var bootForm = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+
+// bootName is the name of this boot's directory.
+func (c *ImagesConfig) bootName() string {
+	if bootForm.MatchString(c.BootID) {
+		return c.BootID
+	}
+	return "unknown-boot"
+}
+
+func (s *Images) asideDir() string { return filepath.Join(s.root, "crid-quarantine") }
+
+// openRepair throws away what earlier boots set aside.
+func (s *Images) openRepair() {
+	r := &s.repair
+	r.turn = make(chan struct{}, 1)
+	trashDir := filepath.Join(s.root, "crid-trash")
+	failed := os.MkdirAll(trashDir, 0o700)
+	r.trash = openTrash(trashDir, &s.problems)
+	boots, err := os.ReadDir(s.asideDir())
+	failed = errors.Join(failed, ignoreAbsent(err))
+	for _, boot := range boots {
+		if boot.Name() != s.cfg.bootName() {
+			failed = errors.Join(failed, r.trash.put(filepath.Join(s.asideDir(), boot.Name())))
+		}
+	}
+	s.problems.set("old quarantine", failed)
+	s.reportAside()
+}
+
+// setAside takes a file or directory of the store away from its place; one that is not there is away.
+func (s *Images) setAside(path string) error {
+	dir := filepath.Join(s.asideDir(), s.cfg.bootName())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("set %s aside: %w", path, err)
+	}
+	place, err := filepath.Rel(s.root, path)
+	if err != nil {
+		return fmt.Errorf("set %s aside: %w", path, err)
+	}
+	name := fmt.Sprintf("%s.%d", strings.ReplaceAll(place, "/", "."), time.Now().UnixNano())
+	if err := ignoreAbsent(os.Rename(path, filepath.Join(dir, name))); err != nil {
+		return fmt.Errorf("set %s aside: %w", path, err)
+	}
+	s.reportAside()
+	return nil
+}
+
+// reportAside tells what was set aside since the boot.
+func (s *Images) reportAside() {
+	dir := filepath.Join(s.asideDir(), s.cfg.bootName())
+	names, err := entryNames(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil && len(names) > 0 {
+		err = fmt.Errorf("the image store was damaged: what was set aside lies in %s until the next boot, since containers may still use it: %s",
+			dir, strings.Join(names, ", "))
+	}
+	for _, name := range names {
+		if strings.Contains(name, ".json.") {
+			s.repair.listLost.Store(true)
+		}
+	}
+	s.problems.set("quarantine", err)
+}
+
+// listFile is one of the files in which the store keeps its objects.
+type listFile struct {
+	path  string // below the store
+	check func(raw []byte) error
+}
+
+func listFiles() []listFile {
+	layer := func(l cstorage.Layer) string { return l.ID }
+	container := func(c cstorage.Container) string { return c.ID }
+	return []listFile{
+		{"overlay-layers/layers.json", wellFormed(layer)},
+		{"overlay-layers/volatile-layers.json", wellFormed(layer)},
+		{"overlay-images/images.json", wellFormed(func(i cstorage.Image) string { return i.ID })},
+		{"overlay-containers/containers.json", wellFormed(container)},
+		{"overlay-containers/volatile-containers.json", wellFormed(container)},
+	}
+}
+
+func wellFormed[T any](id func(T) string) func([]byte) error {
+	return func(raw []byte) error {
+		var all []T
+		if err := json.Unmarshal(raw, &all); err != nil {
+			return err
+		}
+		for i, object := range all {
+			if id(object) == "" {
+				return fmt.Errorf("entry %d has no id", i)
+			}
+		}
+		return nil
+	}
+}
+
+// setAsideLists sets aside the lists that cannot be read, which the store could not be opened with. What they named is
+// pulled again; its layers, where the list of layers is well, need not be.
+func (s *Images) setAsideLists() error {
+	for _, l := range listFiles() {
+		path := filepath.Join(s.root, l.path)
+		raw, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = l.check(raw)
+		}
+		if err == nil {
+			continue
+		}
+		slog.Warn("a list of the image store cannot be read; it is set aside, and what it named is pulled again when it is wanted",
+			"list", path, "err", err)
+		if err := s.setAside(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var layerForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// setAsideStrays sets aside the directories of layers that are on no list: the store would delete one when a layer of
+// that name is pulled, and containers may stand on it if a list was lost.
+func (s *Images) setAsideStrays() error {
+	home := filepath.Join(s.root, "overlay")
+	names, err := entryNames(home) // before the list: a layer is on that first
+	if err != nil {
+		return fmt.Errorf("read layers of the image store: %w", err)
+	}
+	layers, err := s.layerMap()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !layerForm.MatchString(name) || layers[name] != nil {
+			continue
+		}
+		slog.Warn("a layer of the image store is on no list; it is set aside", "layer", name)
+		s.problems.set("stray layer "+name, s.setAside(filepath.Join(home, name)))
+	}
+	return nil
+}
