@@ -15,7 +15,7 @@ import (
 type gates struct {
 	mu      sync.Mutex // guards all and what it points to; nothing is waited for under it
 	all     map[string]*gate
-	removed int // how often an image was removed: a pull that sees it change may have lost what it reused
+	removed int // how often an image or a layer was removed: a pull that sees it change may have lost what it reused
 }
 
 type gate struct {

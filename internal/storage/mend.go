@@ -21,7 +21,11 @@ import (
 // copyOrMend brings an image into the store that is not there, or not whole. For containers/image a layer is stored when
 // it is on the store's list: those that are damaged are brought first.
 func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
-	if len(s.index.Load().damaged) == 0 {
+	broken, err := s.brokenLayers()
+	if err != nil {
+		return "", err
+	}
+	if len(broken) == 0 && len(s.index.Load().damaged) == 0 {
 		return s.copyLayers(ctx, d, src, pulled)
 	}
 	if err := src.checkPolicy(ctx, d); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"reflect"
@@ -74,8 +75,12 @@ func isPlainHTTP(err error) bool {
 	return noTLS || errors.Is(err, http.ErrSchemeMismatch)
 }
 
-// isConnection tells whether the registry could not be reached, or was lost on the way.
+// isConnection tells whether the registry could not be reached, or was lost on the way. What the store fails with is
+// about files, and its system errors look like the network's.
 func isConnection(err error) bool {
+	if _, file := errors.AsType[*fs.PathError](err); file {
+		return false
+	}
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }

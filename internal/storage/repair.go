@@ -153,10 +153,14 @@ func (s *Images) setAsideLists() error {
 var layerForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // setAsideStrays sets aside the directories of layers that are on no list: the store would delete one when a layer of
-// that name is pulled, and containers may stand on it if a list was lost.
+// that name is pulled, and containers may stand on it if a list was lost. The store's own probes, which a crash left
+// beside them, are thrown away.
 func (s *Images) setAsideStrays() error {
-	home := filepath.Join(s.root, "overlay")
-	names, err := entryNames(home) // before the list: a layer is on that first
+	driver, err := s.store.GraphDriver()
+	if err != nil {
+		return fmt.Errorf("read layers of the image store: %w", err)
+	}
+	names, err := driver.ListLayers() // before the list: a layer is on that first
 	if err != nil {
 		return fmt.Errorf("read layers of the image store: %w", err)
 	}
@@ -165,11 +169,15 @@ func (s *Images) setAsideStrays() error {
 		return err
 	}
 	for _, name := range names {
-		if !layerForm.MatchString(name) || layers[name] != nil {
-			continue
+		path := filepath.Join(s.root, "overlay", name)
+		switch {
+		case layers[name] != nil:
+		case !layerForm.MatchString(name):
+			s.problems.set("stray "+name, s.repair.trash.put(path))
+		default:
+			slog.Warn("a layer of the image store is on no list; it is set aside", "layer", name)
+			s.problems.set("stray "+name, s.setAside(path))
 		}
-		slog.Warn("a layer of the image store is on no list; it is set aside", "layer", name)
-		s.problems.set("stray layer "+name, s.setAside(filepath.Join(home, name)))
 	}
 	return nil
 }

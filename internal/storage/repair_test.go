@@ -183,7 +183,7 @@ func TestLayersAreVerifiedAfterAPowerCut(t *testing.T) {
 	w := newWorld(t, r)
 	w.BootID = aBoot
 	r.push(t, "good:1", simple(t, "good"))
-	r.push(t, "bad:1", picture(t, "bad", layer(t, false, "base", "shared"), layer(t, false, "top", "top of bad", "empty", "")))
+	r.push(t, "bad:1", picture(t, "bad", layer(t, false, "base", "shared"), layer(t, false, "top", "top of bad", "dir/empty", "")))
 	r.push(t, "also:1", picture(t, "also", layer(t, false, "base", "shared")))
 	bad, dirs := w.leased(t, r.host+"/bad:1")
 	good, _ := w.leased(t, r.host+"/good:1")
@@ -194,7 +194,8 @@ func TestLayersAreVerifiedAfterAPowerCut(t *testing.T) {
 		"an emptied file":            func() error { return os.Truncate(filepath.Join(dirs[1], "base"), 0) },
 		"a changed file":             func() error { return os.WriteFile(filepath.Join(dirs[1], "base"), []byte("shaped"), 0o644) },
 		"a lost file":                func() error { return os.Remove(filepath.Join(dirs[0], "top")) },
-		"a lost file that was empty": func() error { return os.Remove(filepath.Join(dirs[0], "empty")) },
+		"a lost file that was empty": func() error { return os.Remove(filepath.Join(dirs[0], "dir/empty")) },
+		"a lost directory":           func() error { return os.RemoveAll(filepath.Join(dirs[0], "dir")) },
 		"a lost recipe": func() error {
 			return os.Truncate(filepath.Join(w.Root, "storage/overlay-layers", filepath.Base(filepath.Dir(dirs[0]))+".tar-split.gz"), 0)
 		},

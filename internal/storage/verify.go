@@ -121,6 +121,8 @@ func (s *Images) verifyLayers(ctx context.Context) error {
 // condemn sets aside what a layer consists of, so that all images with it are pulled again.
 func (s *Images) condemn(ctx context.Context, id string, why error) error {
 	slog.Warn("a layer is damaged; it is set aside, and pulled again when it is wanted", "layer", id, "err", why)
+	s.gates.countRemoval() // a pull that stands on it is tried again
+	defer s.gates.countRemoval()
 	if err := s.setAside(s.layerDir(id)); err != nil {
 		return err
 	}
@@ -218,15 +220,15 @@ func (t *layerTree) Next() (*tarsplit.Entry, error) {
 	if err != nil || e.Type != tarsplit.FileType || e.Size > 0 || !leavesTrace(e.GetName()) {
 		return e, err
 	}
-	dir, err := pathrs.OpenatInRoot(t.root, filepath.Dir("/"+e.GetName()))
+	path := filepath.Clean("/" + e.GetName())
+	dir, err := pathrs.OpenatInRoot(t.root, filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 	var st unix.Stat_t
-	name := filepath.Base("/" + e.GetName())
-	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: e.GetName(), Err: err}
+	if err := unix.Fstatat(int(dir.Fd()), filepath.Base(path), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	return e, nil
 }

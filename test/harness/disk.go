@@ -1,0 +1,203 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/test/isolate"
+)
+
+// Disk is a small disk for crid's root: a file, a loop device on it and, mounted where the crid of the test will have
+// its root, an ext4 filesystem. What the file holds at a moment is what a power cut would leave.
+type Disk struct {
+	t    *testing.T
+	at   string // mount point
+	file string // of the filesystem that is mounted, in memory
+	dev  string // loop device of that
+	n    int    // makes the names of files
+}
+
+// NewDisk makes a disk of size bytes before Start.
+func NewDisk(t *testing.T, size int64) *Disk {
+	t.Helper()
+	d := &Disk{t: t, at: filepath.Join(isolate.Scratch(), shortName(t), "root")}
+	first := d.newFile()
+	d.must(os.MkdirAll(d.at, 0o755))
+	d.must(os.WriteFile(first, nil, 0o600))
+	d.must(os.Truncate(first, size))
+	// Nothing is left to be initialised later: what is written to the disk is the test's.
+	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", first).CombinedOutput()
+	if err != nil {
+		t.Fatalf("mkfs.ext4 (Debian package e2fsprogs): %v: %s", err, out)
+	}
+	d.Mount(first)
+	t.Cleanup(d.Unmount)
+	return d
+}
+
+func (d *Disk) must(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *Disk) newFile() string {
+	d.n++
+	file := filepath.Join("/run", fmt.Sprintf("%s-disk-%d", shortName(d.t), d.n))
+	d.t.Cleanup(func() {
+		if err := os.Remove(file); err != nil {
+			d.t.Error(err)
+		}
+	})
+	return file
+}
+
+// Mount mounts the filesystem in file, replaying its journal. The loop device goes with the mount.
+func (d *Disk) Mount(file string) {
+	d.t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	d.must(err)
+	defer control.Close()
+	backing, err := os.OpenFile(file, os.O_RDWR, 0)
+	d.must(err)
+	defer backing.Close()
+	for {
+		free, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		d.must(err)
+		d.file, d.dev = file, fmt.Sprintf("/dev/loop%d", free)
+		loop, err := os.OpenFile(d.dev, os.O_RDWR, 0)
+		d.must(err)
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+			Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
+		})
+		if err == nil {
+			err = unix.Mount(d.dev, d.at, "ext4", 0, "")
+		}
+		d.must(loop.Close())
+		if !errors.Is(err, unix.EBUSY) { // somebody else was quicker
+			d.must(err)
+			return
+		}
+	}
+}
+
+// Unmount unmounts what is mounted, as an orderly end does.
+func (d *Disk) Unmount() {
+	d.t.Helper()
+	if err := unix.Unmount(d.at, 0); err != nil {
+		d.t.Error("unmount the disk:", err)
+	}
+}
+
+// File is what is mounted.
+func (d *Disk) File() string { return d.file }
+
+// Snapshot copies the disk as it is at one moment. crid is stopped while it is copied, and the copy is made again until
+// nothing was written meanwhile.
+func (d *Disk) Snapshot(c *Crid) string {
+	d.t.Helper()
+	d.must(syscall.Kill(c.PID(), syscall.SIGSTOP))
+	defer func() { d.must(syscall.Kill(c.PID(), syscall.SIGCONT)) }()
+	file := d.newFile()
+	for range 100 {
+		before := d.writes()
+		d.must(copySparse(file, d.file))
+		if before == d.writes() {
+			return file
+		}
+	}
+	d.t.Fatal("the disk was never quiet")
+	return ""
+}
+
+// writes are the device's counters, which tell requests that are done and in flight.
+func (d *Disk) writes() string {
+	d.t.Helper()
+	raw, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.dev), "stat"))
+	d.must(err)
+	if f := strings.Fields(string(raw)); len(f) > 8 && f[8] != "0" {
+		d.n++
+		return fmt.Sprint("in flight, as seen by look ", d.n) // equal to no other
+	}
+	return string(raw)
+}
+
+// copySparse copies what is not a hole.
+func copySparse(to, from string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if err := dst.Truncate(info.Size()); err != nil {
+		return err
+	}
+	for at := int64(0); at < info.Size(); {
+		begin, err := src.Seek(at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // only a hole is left
+		}
+		if err != nil {
+			return err
+		}
+		if at, err = src.Seek(begin, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.NewOffsetWriter(dst, begin), io.NewSectionReader(src, begin, at-begin)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reboot lets a crid that does not run find what a machine finds after a power cut: the disk as in the snapshot, written
+// in another boot, and nothing in the runroot.
+func (d *Disk) Reboot(c *Crid, snapshot string) {
+	d.t.Helper()
+	d.Unmount()
+	d.Mount(snapshot)
+	entries, err := os.ReadDir(c.RunRoot)
+	d.must(err)
+	for _, e := range entries {
+		d.must(os.RemoveAll(filepath.Join(c.RunRoot, e.Name())))
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	d.must(err)
+	d.must(filepath.WalkDir(d.at, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() && (e.Name() == "overlay" || e.Name() == "rootfs") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".json") && e.Name() != "crid-open" || !e.Type().IsRegular() {
+			return nil
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		other := strings.ReplaceAll(string(raw), strings.TrimSpace(string(boot)), "00000000-0000-4000-8000-000000000000")
+		return os.WriteFile(path, []byte(other), 0o600)
+	}))
+}

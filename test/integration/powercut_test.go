@@ -1,0 +1,362 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	cstorage "go.podman.io/storage"
+	"go.podman.io/storage/types"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+)
+
+const (
+	slowLayers = 6
+	slowPieces = 24 // of each blob
+	slowImage  = "slow:1"
+)
+
+// slowRegistry serves an image of some layers slowly, piece by piece and one layer after the other.
+type slowRegistry struct {
+	host string
+
+	mu     sync.Mutex // guards all below
+	pause  time.Duration
+	blobs  map[string]int // the place of each layer in the image
+	pieces int            // served of layers since the last reset
+	begun  map[string]bool
+	after  map[int]func() // called when so many pieces were served
+}
+
+func newSlowRegistry(t *testing.T) *slowRegistry {
+	t.Helper()
+	r := &slowRegistry{blobs: map[string]int{}, begun: map[string]bool{}}
+	next := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, blob, _ := strings.Cut(req.URL.Path, "/blobs/")
+		r.mu.Lock()
+		place, isLayer := r.blobs[blob]
+		r.mu.Unlock()
+		if isLayer && req.Method == http.MethodGet {
+			w = &slowWriter{ResponseWriter: w, r: r, blob: blob, place: place}
+		}
+		next.ServeHTTP(w, req)
+	}))
+	t.Cleanup(server.Close)
+	r.host = strings.TrimPrefix(server.URL, "http://")
+	img := v1.Image(empty.Image)
+	blobs := map[string]int{}
+	for i := range slowLayers {
+		layer := someLayer(t, i)
+		digest, err := layer.Digest()
+		if err == nil {
+			img, err = mutate.AppendLayers(img, layer)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		blobs[digest.String()] = i
+	}
+	ref, err := name.NewTag(r.host+"/"+slowImage, name.Insecure)
+	if err == nil {
+		err = remote.Write(ref, img)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.blobs = blobs
+	return r
+}
+
+// someLayer makes a layer of files, directories and links of which no two are alike.
+func someLayer(t *testing.T, n int) v1.Layer {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	random := rand.New(rand.NewPCG(1, uint64(n)))
+	put := func(h tar.Header, content []byte) {
+		h.Size = int64(len(content))
+		err := w.WriteHeader(&h)
+		if err == nil {
+			_, err = w.Write(content)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := fmt.Sprintf("layer%d/", n)
+	put(tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+	for i := range 40 {
+		content := make([]byte, random.IntN(64<<10))
+		for j := range content {
+			content[j] = byte(random.Uint32())
+		}
+		put(tar.Header{Name: fmt.Sprintf("%sfile%d", dir, i), Typeflag: tar.TypeReg, Mode: 0o644, Uid: 1000 + i}, content)
+		put(tar.Header{Name: fmt.Sprintf("%slink%d", dir, i), Typeflag: tar.TypeSymlink, Linkname: fmt.Sprintf("file%d", i)}, nil)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
+// reset begins a new count: pieces are served a pause apart, and after so many of them what belongs to it is called.
+func (r *slowRegistry) reset(pause time.Duration, after map[int]func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pause, r.pieces, r.begun, r.after = pause, 0, map[string]bool{}, after
+}
+
+// served tells of how many layers something was served since the last reset.
+func (r *slowRegistry) served() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.begun)
+}
+
+type slowWriter struct {
+	http.ResponseWriter
+	r     *slowRegistry
+	blob  string
+	place int
+}
+
+// Write serves one layer's content in pieces. A later layer begins later, so that layers do not end together.
+func (w *slowWriter) Write(p []byte) (int, error) {
+	w.r.mu.Lock()
+	pause := w.r.pause
+	w.r.begun[w.blob] = true
+	w.r.mu.Unlock()
+	time.Sleep(time.Duration(w.place*slowPieces/3) * pause)
+	written := 0
+	for piece := max(1, len(p)/slowPieces); written < len(p); {
+		n, err := w.ResponseWriter.Write(p[written:min(len(p), written+piece)])
+		written += n
+		if err != nil {
+			return written, err
+		}
+		if err := http.NewResponseController(w.ResponseWriter).Flush(); err != nil {
+			return written, err
+		}
+		time.Sleep(pause)
+		w.r.count()
+	}
+	return written, nil
+}
+
+func (r *slowRegistry) count() {
+	r.mu.Lock()
+	r.pieces++
+	call := r.after[r.pieces]
+	r.mu.Unlock()
+	if call != nil {
+		call()
+	}
+}
+
+// storeCheck lets containers/storage compare everything in the store that crid, which must not run, has at root, and
+// returns how many layers it calls complete. Raw is a store as a crash left it, with things that are on no list.
+func storeCheck(t *testing.T, root string, raw bool) int {
+	t.Helper()
+	store, err := cstorage.GetStore(types.StoreOptions{
+		GraphRoot: filepath.Join(root, "storage"), RunRoot: t.TempDir(), GraphDriverName: "overlay",
+		GraphDriverOptions: []string{"overlay.skip_mount_home=true"},
+	})
+	if err != nil {
+		t.Fatal("open the store for a check:", err)
+	}
+	defer store.Free()
+	report, err := store.Check(&cstorage.CheckOptions{LayerDigests: true, LayerData: true, ImageData: true, ContainerData: true})
+	if err != nil {
+		t.Fatal("check the store:", err)
+	}
+	for _, found := range []map[string][]error{report.Layers, report.Images, report.Containers} {
+		for id, errs := range found {
+			if raw && len(errs) == 1 && errors.Is(errs[0], cstorage.ErrLayerUnaccounted) {
+				continue
+			}
+			t.Errorf("store check: %s: %v", id, errs)
+		}
+	}
+	layers, err := store.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Shutdown(false); err != nil {
+		t.Fatal(err)
+	}
+	return len(layers)
+}
+
+func pullSlow(c *harness.Crid, r *slowRegistry) error {
+	_, err := c.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: r.host + "/" + slowImage}, nil, nil)
+	return err
+}
+
+// The power fails amid a pull, at many moments: what the disk holds then has no layer that is called complete and is not.
+// A crid that starts there pulls the rest.
+func TestPowerCutsAmidAPull(t *testing.T) {
+	r := newSlowRegistry(t)
+	disk := harness.NewDisk(t, 192<<20)
+	c := harness.Start(t, harness.Registry(r.host))
+	r.reset(15*time.Millisecond, nil)
+	pulled := make(chan error, 1)
+	go func() { pulled <- pullSlow(c, r) }() // ends with the pull
+	var snapshots []string
+	for done := false; !done; {
+		snapshots = append(snapshots, disk.Snapshot(c))
+		select {
+		case err := <-pulled:
+			if done = true; err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(60 * time.Millisecond):
+		}
+	}
+	r.reset(0, nil)
+	if err := c.Node.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	whole := disk.File()
+	complete := map[int]string{} // a snapshot for each number of complete layers
+	for _, s := range snapshots {
+		disk.Unmount()
+		disk.Mount(s)
+		complete[storeCheck(t, c.Root(), true)] = s
+	}
+	t.Logf("%d snapshots, numbers of complete layers: %d different", len(snapshots), len(complete))
+	if len(snapshots) < 10 || len(complete) < 4 {
+		t.Errorf("%d snapshots, %d different numbers of complete layers: that is not amid a pull", len(snapshots), len(complete))
+	}
+	for n, s := range complete {
+		disk.Reboot(c, s)
+		r.reset(0, nil)
+		afterPowerCut(t, c, r)
+		if got := r.served(); n < slowLayers && got > slowLayers-n {
+			t.Errorf("with %d layers stored, the pull fetched %d", n, got)
+		}
+	}
+	disk.Unmount()
+	disk.Mount(whole)
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// afterPowerCut starts crid, pulls and stops crid, and looks whether all is whole then.
+func afterPowerCut(t *testing.T, c *harness.Crid, r *slowRegistry) {
+	t.Helper()
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := pullSlow(c, r); err != nil {
+		t.Error("pull after the power cut:", err)
+	}
+	eventually(t, "the layers to be verified", func() bool {
+		_, err := os.Stat(filepath.Join(c.Root(), "storage/crid-open"))
+		return err == nil && !strings.Contains(verbose(t, c), "are being compared")
+	})
+	if told := verbose(t, c); strings.Contains(told, "damaged") {
+		t.Errorf("status after the power cut: %s", told)
+	}
+	strays := func() int {
+		found, _ := filepath.Glob(filepath.Join(c.Root(), "storage/crid-trash/*"))
+		return len(found)
+	}
+	eventually(t, "the trash to be emptied", func() bool { return strays() == 0 })
+	if err := c.Node.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if n := storeCheck(t, c.Root(), false); n != slowLayers {
+		t.Errorf("%d layers after the pull", n)
+	}
+}
+
+// verbose is what Status tells of crid when it is asked for all.
+func verbose(t *testing.T, c *harness.Crid) string {
+	t.Helper()
+	s, err := c.Runtime.Status(c.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Info["crid"]
+}
+
+// crid is killed at many moments of a pull, from the first piece to after the last: the store is whole then, and the next
+// pull brings what is missing.
+func TestKillsAmidAPull(t *testing.T) {
+	r := newSlowRegistry(t)
+	c := harness.Start(t, harness.Registry(r.host))
+	all := slowLayers * slowPieces
+	reused := 0
+	for _, moment := range []struct {
+		pieces int
+		later  time.Duration
+	}{
+		{1, 0}, {all / 8, 0}, {all / 4, 0}, {all / 2, 0}, {all * 3 / 4, 0}, {all * 7 / 8, 0}, {all, 0},
+		{all, 10 * time.Millisecond}, {all, 30 * time.Millisecond}, {all, 60 * time.Millisecond}, {all, 120 * time.Millisecond},
+	} {
+		now := make(chan struct{})
+		r.reset(3*time.Millisecond, map[int]func(){moment.pieces: sync.OnceFunc(func() { close(now) })})
+		pulled := make(chan error, 1)
+		go func() { pulled <- pullSlow(c, r) }() // ends when crid is killed
+		select {
+		case <-now:
+		case <-time.After(30 * time.Second):
+			t.Fatal("the pull does not go on")
+		}
+		time.Sleep(moment.later)
+		if err := c.Node.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-pulled
+		stored := storeCheck(t, c.Root(), true)
+		r.reset(0, nil)
+		if err := c.Node.Again(c.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := pullSlow(c, r); err != nil {
+			t.Errorf("killed %v after %d pieces, with %d layers stored: %v", moment.later, moment.pieces, stored, err)
+		}
+		if got := r.served(); got > slowLayers-min(stored, slowLayers) {
+			t.Errorf("killed %v after %d pieces, with %d layers stored: the next pull fetched %d", moment.later, moment.pieces, stored, got)
+		}
+		if stored > 0 {
+			reused++
+		}
+		if told := verbose(t, c); strings.Contains(told, "damaged") {
+			t.Errorf("status: %s", told)
+		}
+		if err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: r.host + "/" + slowImage}); err != nil {
+			t.Error(err)
+		}
+	}
+	if reused == 0 {
+		t.Error("no moment was one with layers stored")
+	}
+}
