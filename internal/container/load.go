@@ -72,6 +72,9 @@ func (m *Manager) Load(ctx context.Context) []error {
 // adopt makes a container of its record and finds out what became of it.
 func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
 	config, err := decodeConfig(rec.Config)
+	if err == nil {
+		err = rec.check()
+	}
 	if err != nil {
 		m.keepUnreadable(id, err)
 		return err

@@ -3,6 +3,7 @@ package container
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -43,6 +44,15 @@ type Record struct {
 	Undo      cgroup.Limits `json:"undo,omitempty"`      // in force before an update that was under way
 	Sent      int           `json:"sent,omitempty"`      // signal that crid was about to send to end the process
 	Life
+}
+
+// check finds a record that could be read and says too little of a container to do anything with it.
+func (r *Record) check() error {
+	known := []State{Creating, Created, Running, Exited}
+	if !slices.Contains(known, r.State) || r.Handler == "" || r.Key.PodID == "" {
+		return fmt.Errorf("its record says nothing of its state (%q), handler (%q) or pod (%q)", r.State, r.Handler, r.Key.PodID)
+	}
+	return nil
 }
 
 // Resources are limits as the CRI has them, kept as protojson. Read-only.

@@ -42,6 +42,9 @@ func (m *Manager) Load(ctx context.Context) []error {
 			fail(m.blinded("pods", err))
 			break
 		}
+		if err == nil {
+			err = e.Record.check()
+		}
 		if err != nil {
 			fail(fmt.Errorf("load pod %s: %w", e.ID, err))
 		}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -64,6 +65,17 @@ type Record struct {
 	Network      *network.Request `json:"network,omitempty"`  // as Add gets it; nil for host-network pods
 	Detached     bool             `json:"detached,omitempty"` // DEL succeeded, or a tombstone has it
 	IPs          []string         `json:"ips,omitempty"`
+}
+
+// check finds a record that could be read and says too little of a pod to do anything with it.
+func (r *Record) check() error {
+	if _, ok := moves[r.State]; !ok {
+		return fmt.Errorf("its record says nothing of its state (%q)", r.State)
+	}
+	if r.Config.PodSandboxConfig == nil {
+		return errors.New("its record says nothing of its configuration")
+	}
+	return nil
 }
 
 // CRIConfig is a pod's configuration as it came, kept as protojson. Read-only.

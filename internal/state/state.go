@@ -197,6 +197,9 @@ func (d *Dir[T]) read(id string) (T, error) {
 		return rec, fmt.Errorf("read record %s: it has version %d, this crid reads %d: %w",
 			path, env.Version, d.version, errdef.Unsupported)
 	}
+	if len(env.Record) == 0 || string(env.Record) == "null" {
+		return rec, fmt.Errorf("read record %s: nothing is recorded in it", path)
+	}
 	if err := json.Unmarshal(env.Record, &rec); err != nil {
 		var zero T
 		return zero, fmt.Errorf("read record %s: %w", path, err)

@@ -98,6 +98,33 @@ func TestABadRecordHurtsItselfOnly(t *testing.T) {
 	}
 }
 
+// What a power cut can make of a record that was being written: a part of it, or NULs where its blocks were not written.
+func TestATornRecordIsNotTaken(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, dir)
+	if err := d.Put("torn", rec{Name: "torn", N: 12}); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "torn.json")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn := []string{"null", "{}", `{"version":1}`, `{"version":1,"record":null}`, string(whole) + "\x00", string(whole) + string(whole)}
+	for n := range whole {
+		torn = append(torn, string(whole[:n]), string(whole[:n])+strings.Repeat("\x00", len(whole)-n),
+			strings.Repeat("\x00", n+1)+string(whole[n+1:]))
+	}
+	for _, content := range torn {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if recs, bad := all(t, open(t, dir)); len(recs) != 0 || bad["torn"] == nil || !strings.Contains(bad["torn"].Error(), path) {
+			t.Errorf("%q: records %v, errors %v", content, recs, bad)
+		}
+	}
+}
+
 func TestIdsAreFileNames(t *testing.T) {
 	d := open(t, t.TempDir())
 	for _, id := range []string{"", ".", "..", "../x", "a/b", "a\x00b", strings.Repeat("a", 200)} {
