@@ -91,7 +91,7 @@ func (s *Images) measureStore(ctx context.Context, known map[string]Usage) (Usag
 		total.Bytes += known[id].Bytes
 		total.Inodes += known[id].Inodes
 	}
-	for _, dir := range []string{"overlay-images", "overlay-layers"} {
+	for _, dir := range []string{"overlay-images", "overlay-layers", asideName, trashOfStore} {
 		u, err := treeUsage(ctx, filepath.Join(s.root, dir))
 		if err != nil {
 			return Usage{}, fmt.Errorf("measure image store: %w", err)

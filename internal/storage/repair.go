@@ -36,13 +36,19 @@ func (c *ImagesConfig) bootName() string {
 	return "unknown-boot"
 }
 
-func (s *Images) asideDir() string { return filepath.Join(s.root, "crid-quarantine") }
+// The directories of the store that are crid's: what was set aside, for each boot, and what is being deleted.
+const (
+	asideName    = "crid-quarantine"
+	trashOfStore = "crid-trash"
+)
+
+func (s *Images) asideDir() string { return filepath.Join(s.root, asideName) }
 
 // openRepair throws away what earlier boots set aside.
 func (s *Images) openRepair() {
 	r := &s.repair
 	r.turn = make(chan struct{}, 1)
-	trashDir := filepath.Join(s.root, "crid-trash")
+	trashDir := filepath.Join(s.root, trashOfStore)
 	failed := os.MkdirAll(trashDir, 0o700)
 	r.trash = openTrash(trashDir, &s.problems)
 	boots, err := os.ReadDir(s.asideDir())

@@ -263,15 +263,20 @@ func TestVerificationIsTakenUpAgain(t *testing.T) {
 	waitFor(t, func() bool { return !s.repair.due.Load() })
 }
 
-// A layer that the registry no longer has as it was leaves the image damaged, and says so.
-func TestARegistryThatChangedItsLayerMendsNothing(t *testing.T) {
-	r := newRegistry(t)
+// withoutTop is a stored image that has lost its topmost layer, whose blob is top.
+func withoutTop(t *testing.T) (r *fakeRegistry, s *Images, img Image, top string) {
+	t.Helper()
+	r = newRegistry(t)
 	w := newWorld(t, r)
 	r.push(t, "a:1", simple(t, "a"))
 	img, dirs := w.leased(t, r.host+"/a:1")
 	check(t, os.RemoveAll(dirs[0]))
-	s := w.open(t)
-	top := blobOf(t, layer(t, false, "top", "top of a"))
+	return r, w.open(t), img, blobOf(t, layer(t, false, "top", "top of a"))
+}
+
+// A layer that the registry no longer has as it was leaves the image damaged, and says so.
+func TestARegistryThatChangedItsLayerMendsNothing(t *testing.T) {
+	r, s, img, top := withoutTop(t)
 	other := layer(t, false, "top", "something else")
 	r.push(t, "other:1", picture(t, "other", other))
 	r.set(func(r *fakeRegistry) {
@@ -296,6 +301,30 @@ func TestARegistryThatChangedItsLayerMendsNothing(t *testing.T) {
 	}
 }
 
+// A record that names other layers than the registry's image has, as another tool may have written it, gives way to the
+// pull, but not under a container.
+func TestARecordThatNamesOtherLayersGivesWay(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	r.push(t, "a:1", simple(t, "a"))
+	img, layers := w.leased(t, r.host+"/a:1")
+	path := filepath.Join(w.Root, "storage/overlay-images/images.json")
+	raw, err := os.ReadFile(path)
+	check(t, err)
+	top := filepath.Base(filepath.Dir(layers[0]))
+	check(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(raw), top, strings.Repeat("0", 64))), 0o600))
+	s := w.open(t)
+	s.SetUsers(func(string) []string { return []string{"some-container"} })
+	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); !errors.Is(err, errdef.WrongState) || !strings.Contains(err.Error(), "some-container") {
+		t.Errorf("pull of an image in use: %v", err)
+	}
+	s.SetUsers(func(string) []string { return nil })
+	if got := pull(t, s, r.host+"/a:1"); !reflect.DeepEqual(got, img) {
+		t.Errorf("pulled again: %+v, want %+v", got, img)
+	}
+	checkLayers(t, s, img.ID, "a")
+}
+
 func blobOf(t *testing.T, l v1.Layer) string {
 	t.Helper()
 	h, err := l.Digest()
@@ -305,14 +334,8 @@ func blobOf(t *testing.T, l v1.Layer) string {
 
 // A pull that ends amid the mending of a layer leaves the layer missing, not half there.
 func TestAPullThatEndsAmidMending(t *testing.T) {
-	r := newRegistry(t)
-	w := newWorld(t, r)
-	r.push(t, "a:1", simple(t, "a"))
-	img, dirs := w.leased(t, r.host+"/a:1")
-	check(t, os.RemoveAll(dirs[0]))
-	s := w.open(t)
+	r, s, img, top := withoutTop(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	top := blobOf(t, layer(t, false, "top", "top of a"))
 	r.set(func(r *fakeRegistry) {
 		r.hold = func(_ http.ResponseWriter, req *http.Request) bool {
 			if strings.HasSuffix(req.URL.Path, top) {

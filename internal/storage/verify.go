@@ -247,5 +247,12 @@ func (t *layerTree) Get(name string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	defer at.Close()
-	return pathrs.Reopen(at, unix.O_RDONLY|unix.O_NONBLOCK)
+	file, err := pathrs.Reopen(at, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{within(t.ctx, file), file}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"math/rand/v2"
 	"net/http"
@@ -29,6 +30,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/images"
 )
 
 const (
@@ -152,7 +154,7 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 	pause := w.r.pause
 	w.r.begun[w.blob] = true
 	w.r.mu.Unlock()
-	time.Sleep(time.Duration(w.place*slowPieces/3) * pause)
+	<-time.After(time.Duration(w.place*slowPieces/3) * pause)
 	written := 0
 	for piece := max(1, len(p)/slowPieces); written < len(p); {
 		n, err := w.ResponseWriter.Write(p[written:min(len(p), written+piece)])
@@ -163,7 +165,7 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 		if err := http.NewResponseController(w.ResponseWriter).Flush(); err != nil {
 			return written, err
 		}
-		time.Sleep(pause)
+		<-time.After(pause)
 		w.r.count()
 	}
 	return written, nil
@@ -330,7 +332,7 @@ func TestKillsAmidAPull(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatal("the pull does not go on")
 		}
-		time.Sleep(moment.later)
+		<-time.After(moment.later)
 		if err := c.Node.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -358,5 +360,98 @@ func TestKillsAmidAPull(t *testing.T) {
 	}
 	if reused == 0 {
 		t.Error("no moment was one with layers stored")
+	}
+}
+
+// The power fails while containers run: what is left of them can be looked at and removed, what has no record is collected,
+// and images are as they were.
+func TestAPowerCutAmidPods(t *testing.T) {
+	disk := harness.NewDisk(t, 192<<20)
+	c := harness.Start(t)
+	c.Pull(images.Busybox)
+	pod, torn := c.RunPod(), c.RunPod()
+	const writes = "i=0; while mkdir -p /d$i && echo $i > /d$i/f; do i=$((i+1)); done"
+	running, lost, exited := pod.Run(writes), torn.Run(writes), pod.Run("echo done > /file")
+	exited.Wait()
+	soon := disk.Snapshot(c)
+	<-time.After(1500 * time.Millisecond) // records are on the disk a second later
+	later := disk.Snapshot(c)
+	for _, p := range []*harness.Pod{pod, torn} {
+		p.Stop()
+		p.Remove()
+	}
+	if err := c.Node.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	whole := disk.File()
+	for _, snapshot := range []string{soon, later} {
+		disk.Reboot(c, snapshot)
+		if _, err := os.Stat(filepath.Join(c.Root(), "rootfs", running.ID, "upper/d0")); snapshot == later && err != nil {
+			t.Error("the power cut left nothing of a container:", err)
+		}
+		for _, record := range []string{"pods/" + torn.ID, "containers/" + lost.ID} {
+			err := os.Truncate(filepath.Join(c.Root(), "state", record+".json"), 0)
+			if snapshot == later && err != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Node.Again(c.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if snapshot == later {
+			afterReboot(t, c, pod, running, exited)
+		}
+		removeRest(t, c, pod.ID, torn.ID)
+		if got := c.RunPod().Output("echo works"); got != "works\n" {
+			t.Errorf("a new container of the image: %q", got)
+		}
+		removeRest(t, c)
+		eventually(t, "all root filesystems to be collected", func() bool {
+			found, err := filepath.Glob(filepath.Join(c.Root(), "rootfs/[^.]*"))
+			trash, trashErr := filepath.Glob(filepath.Join(c.Root(), "rootfs/.trash/*"))
+			return err == nil && trashErr == nil && len(found)+len(trash) == 0
+		})
+		if err := c.Node.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk.Unmount()
+	disk.Mount(whole)
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// afterReboot looks how a pod and its containers are listed that were there before a power cut.
+func afterReboot(t *testing.T, c *harness.Crid, pod *harness.Pod, running, exited *harness.Container) {
+	t.Helper()
+	if got := pod.Status().State; got != runtime.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("the pod is %v", got)
+	}
+	if s := running.Status(); s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode != 255 || s.Reason == "" {
+		t.Errorf("the container that ran: %v", s)
+	}
+	if s := exited.Status(); s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode != 0 {
+		t.Errorf("the container that had exited: %v", s)
+	}
+	if told := unreadable(t, c); len(told) == 0 {
+		t.Error("nothing is told of the records that are empty")
+	}
+}
+
+// removeRest removes the pods of the ids, known or not, and all that are listed.
+func removeRest(t *testing.T, c *harness.Crid, ids ...string) {
+	t.Helper()
+	pods, err := c.Runtime.ListPodSandbox(c.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pods {
+		ids = append(ids, p.Id)
+	}
+	for _, id := range ids {
+		if err := errors.Join(c.Runtime.StopPodSandbox(c.Context(), id), c.Runtime.RemovePodSandbox(c.Context(), id)); err != nil {
+			t.Errorf("remove pod %s: %v", id, err)
+		}
 	}
 }
