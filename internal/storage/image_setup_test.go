@@ -29,6 +29,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	cstorage "go.podman.io/storage"
+	"golang.org/x/sys/unix"
 )
 
 // fakeRegistry is a registry on loopback, plain HTTP, that counts what is asked of it.
@@ -209,6 +210,9 @@ func newWorld(t *testing.T, registries ...*fakeRegistry) *world {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
+	// In memory: each layer stored syncs the filesystem, and that of the machine may have more to write.
+	check(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"))
+	t.Cleanup(func() { check(t, unix.Unmount(dir, 0)) })
 	w := &world{dir: dir, ImagesConfig: ImagesConfig{
 		Root: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"),
 		RegistriesConf: filepath.Join(dir, "registries.conf"), RegistriesConfDir: filepath.Join(dir, "registries.conf.d"),
