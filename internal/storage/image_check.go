@@ -25,8 +25,8 @@ func ViewImages(cfg ImagesConfig) (*Images, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
-	s := &Images{cfg: cfg, root: root, store: store, foreign: foreignLayers(root), stop: func() {}}
-	s.close = s.shutdown
+	s := &Images{cfg: cfg, root: root, store: store, foreign: foreignLayers(root)}
+	s.close = s.letGo // nothing goes on behind a view
 	s.leases.idle = leaseIdle
 	return s, nil
 }

@@ -166,11 +166,19 @@ func (s *Images) shutdown() error {
 	case <-time.After(closeGrace):
 		return fmt.Errorf("close image store %s: a layer is still being unpacked", s.root)
 	}
+	if err := s.letGo(); err != nil {
+		return err
+	}
+	return s.markClosed()
+}
+
+// letGo ends the use of the store itself.
+func (s *Images) letGo() error {
 	defer s.store.Free()
 	if _, err := s.store.Shutdown(false); err != nil {
 		return fmt.Errorf("close image store %s: %w", s.root, err)
 	}
-	return s.markClosed()
+	return nil
 }
 
 // SetUsers names the function that tells the ids of the containers using an image, exited ones included. Remove

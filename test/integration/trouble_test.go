@@ -219,10 +219,3 @@ func quickly(t *testing.T, what string, ask func() error) time.Duration {
 	t.Errorf("%s takes %v; want less than %v", what, p99, limit)
 	return p99
 }
-
-func write(t *testing.T, path, content string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
