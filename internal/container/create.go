@@ -80,6 +80,9 @@ func (m *Manager) draft(r Request) (*Container, error) {
 	if _, ok := m.deps.Handlers[r.Pod.Handler]; !ok {
 		return nil, fmt.Errorf("create container %s: runtime handler %q is not configured: %w", r.Key.Name, r.Pod.Handler, errdef.Invalid)
 	}
+	if err := spec.ValidateImage(config, r.Image.Config); err != nil {
+		return nil, err
+	}
 	raw, err := encodeConfig(config)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -19,7 +20,7 @@ const maxHostname = 64
 
 // ValidatePod refuses, naming the CRI field, what cannot become a pod, before anything is done for it.
 func ValidatePod(c *runtime.PodSandboxConfig) error {
-	if err := validateMetadata(c.GetMetadata()); err != nil {
+	if err := cmp.Or(validateText(c), validateMetadata(c.GetMetadata())); err != nil {
 		return err
 	}
 	if h := c.GetHostname(); len(h) > maxHostname || !oneWord(h) || strings.Contains(h, "/") {
@@ -50,7 +51,7 @@ func ValidatePod(c *runtime.PodSandboxConfig) error {
 			return err
 		}
 	}
-	if p := c.GetLinux().GetCgroupParent(); climbs(p) || strings.ContainsRune(p, 0) {
+	if p := c.GetLinux().GetCgroupParent(); climbs(p) {
 		return fmt.Errorf("linux.cgroup_parent %q: has a component \"..\": %w", p, errdef.Invalid)
 	}
 	if err := CheckSysctls(c.GetLinux().GetSysctls(), podOptions(c)); err != nil {

@@ -80,7 +80,9 @@ func environment(in Input) []string {
 		env.set("HOSTNAME=" + in.Pod.Hostname)
 	}
 	for _, v := range in.Image.Env {
-		env.set(v)
+		if name, _, ok := strings.Cut(v, "="); ok && name != "" { // the rest are no variables, and not every runtime takes them
+			env.set(v)
+		}
 	}
 	for _, kv := range in.Config.GetEnvs() {
 		env.set(kv.GetKey() + "=" + string(kv.GetValue()))

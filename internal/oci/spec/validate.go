@@ -23,7 +23,10 @@ func ValidateContainer(c *runtime.ContainerConfig, pod *runtime.PodSandboxConfig
 	if c.GetImage().GetImage() == "" {
 		return fmt.Errorf("image.image is empty: %w", errdef.Invalid)
 	}
-	if err := validateLogPath(c.GetLogPath()); err != nil {
+	if n := c.GetMetadata().GetName(); !oneWord(n) || strings.Contains(n, "/") {
+		return fmt.Errorf("metadata.name %q: has a space or a slash: %w", n, errdef.Invalid)
+	}
+	if err := cmp.Or(validateText(c), validateLogPath(c.GetLogPath())); err != nil {
 		return err
 	}
 	if err := validateProcess(c); err != nil {
@@ -48,26 +51,21 @@ func ValidateContainer(c *runtime.ContainerConfig, pod *runtime.PodSandboxConfig
 	return validateContainerSecurity(securityContext(c), pod)
 }
 
-// validateLogPath keeps the log within the pod's log directory.
+// validateLogPath keeps the log within the pod's log directory, and does not let it be that directory.
 func validateLogPath(p string) error {
-	if path.IsAbs(p) || climbs(p) || strings.HasSuffix(p, "/") {
+	if path.IsAbs(p) || climbs(p) || p == "." || p != "" && path.Clean(p) != p {
 		return fmt.Errorf("log_path %q does not name a file below the pod's log_directory: %w", p, errdef.Invalid)
 	}
 	return nil
 }
 
 func validateProcess(c *runtime.ContainerConfig) error {
-	if slices.ContainsFunc(slices.Concat(c.GetCommand(), c.GetArgs()), func(s string) bool {
-		return strings.ContainsRune(s, 0)
-	}) {
-		return fmt.Errorf("command, args: NUL byte: %w", errdef.Invalid)
-	}
-	if dir := c.GetWorkingDir(); dir != "" && (!path.IsAbs(dir) || strings.ContainsRune(dir, 0)) {
+	if dir := c.GetWorkingDir(); dir != "" && !path.IsAbs(dir) {
 		return fmt.Errorf("working_dir %q is not an absolute path: %w", dir, errdef.Invalid)
 	}
 	for i, kv := range c.GetEnvs() {
-		if kv.GetKey() == "" || strings.ContainsAny(kv.GetKey(), "=\x00") {
-			return fmt.Errorf("envs[%d].key %q: empty, or with \"=\" or a NUL byte: %w", i, kv.GetKey(), errdef.Invalid)
+		if kv.GetKey() == "" || strings.Contains(kv.GetKey(), "=") {
+			return fmt.Errorf("envs[%d].key %q: empty, or with \"=\": %w", i, kv.GetKey(), errdef.Invalid)
 		}
 		if slices.Contains(kv.GetValue(), 0) {
 			return fmt.Errorf("envs[%d] (%s): NUL byte in the value: %w", i, kv.GetKey(), errdef.Invalid)
@@ -80,8 +78,6 @@ func validateMount(m *runtime.Mount) error {
 	switch {
 	case !path.IsAbs(m.GetContainerPath()) || climbs(m.GetContainerPath()) || path.Clean(m.GetContainerPath()) == "/":
 		return fmt.Errorf("container_path is not an absolute path below /: %w", errdef.Invalid)
-	case strings.ContainsRune(m.GetContainerPath(), 0):
-		return fmt.Errorf("container_path %q has a NUL byte: %w", m.GetContainerPath(), errdef.Invalid)
 	case m.GetImage().GetImage() == "" && !path.IsAbs(m.GetHostPath()):
 		return fmt.Errorf("host_path %q is not an absolute path: %w", m.GetHostPath(), errdef.Invalid)
 	case climbs(m.GetHostPath()):

@@ -1,10 +1,13 @@
 package spec
 
 import (
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -53,7 +56,16 @@ func TestValidateContainerRefuses(t *testing.T) {
 		{"log_path", errdef.Invalid, func(c *config) { c.LogPath = "/var/log/x" }},
 		{"log_path", errdef.Invalid, func(c *config) { c.LogPath = "a/../../x" }},
 		{"log_path", errdef.Invalid, func(c *config) { c.LogPath = "a/" }},
-		{"command, args", errdef.Invalid, func(c *config) { c.Args = []string{"a\x00b"} }},
+		{"log_path", errdef.Invalid, func(c *config) { c.LogPath = "." }},
+		{"log_path has a NUL byte", errdef.Invalid, func(c *config) { c.LogPath = "a\x00.log" }},
+		{"metadata.name", errdef.Invalid, func(c *config) { c.Metadata.Name = "../a" }},
+		{"metadata.name", errdef.Invalid, func(c *config) { c.Metadata.Name = "a\nb" }},
+		{"labels[\"a\"] has a NUL byte", errdef.Invalid, func(c *config) { c.Labels = map[string]string{"a": "b\x00"} }},
+		{"labels has a NUL byte", errdef.Invalid, func(c *config) { c.Labels = map[string]string{"a\x00": "b"} }},
+		{"linux.security_context.masked_paths[1] has a NUL byte", errdef.Invalid, func(c *config) {
+			c.Linux.SecurityContext.MaskedPaths = []string{"/a", "/\x00proc"}
+		}},
+		{"args[0] has a NUL byte", errdef.Invalid, func(c *config) { c.Args = []string{"a\x00b"} }},
 		{"working_dir", errdef.Invalid, func(c *config) { c.WorkingDir = "srv" }},
 		{"envs[0].key", errdef.Invalid, func(c *config) { c.Envs = []*runtime.KeyValue{{Key: "A=B"}} }},
 		{"envs[0].key", errdef.Invalid, func(c *config) { c.Envs = []*runtime.KeyValue{{}} }},
@@ -63,7 +75,7 @@ func TestValidateContainerRefuses(t *testing.T) {
 		{"container_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a/../b", HostPath: "/x"})},
 		{"host_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a"})},
 		{"host_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x/../etc"})},
-		{"container_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a\x00b", HostPath: "/x"})},
+		{"mounts[0].container_path has a NUL byte", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a\x00b", HostPath: "/x"})},
 		{"image_sub_path", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", ImageSubPath: "y"})},
 		{"host_path and image", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", Image: &runtime.ImageSpec{Image: "i"}})},
 		{"recursive_read_only needs readonly", errdef.Invalid, mount(&runtime.Mount{ContainerPath: "/a", HostPath: "/x", RecursiveReadOnly: true})},
@@ -152,6 +164,7 @@ func TestValidatePodRefuses(t *testing.T) {
 		{"log_directory", errdef.Invalid, func(c *config) { c.LogDirectory = "var/log" }},
 		{"log_directory", errdef.Invalid, func(c *config) { c.LogDirectory = "/var/log/../lib" }},
 		{"labels", errdef.Invalid, func(c *config) { c.Labels = map[string]string{"": "x"} }},
+		{"linux.cgroup_parent has a NUL byte", errdef.Invalid, func(c *config) { c.Linux = &runtime.LinuxPodSandboxConfig{CgroupParent: "/a\x00"} }},
 		{"dns_config.searches[0]", errdef.Invalid, func(c *config) { c.DnsConfig = &runtime.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}} }},
 		{"port_mappings[0]: container_port", errdef.Invalid, port(&runtime.PortMapping{ContainerPort: 65536})},
 		{"host_port", errdef.Invalid, port(&runtime.PortMapping{ContainerPort: 1, HostPort: -1})},
@@ -176,6 +189,38 @@ func TestValidatePodRefuses(t *testing.T) {
 			tc.edit(c)
 			refused(t, ValidatePod(c), tc.kind, tc.words)
 		})
+	}
+}
+
+func TestValidateImageRefuses(t *testing.T) {
+	many := map[string]struct{}{}
+	for i := range maxVolumes + 1 {
+		many[fmt.Sprintf("/v/%d", i)] = struct{}{}
+	}
+	for words, image := range map[string]imgspec.ImageConfig{
+		"web:1: Entrypoint": {Entrypoint: []string{"/bin/a\x00"}},
+		"Cmd":               {Cmd: []string{"a", "\x00"}},
+		"Env":               {Env: []string{"A=\x00"}},
+		"WorkingDir":        {WorkingDir: "/\x00"},
+		"User":              {User: "0\x00"},
+		"Volumes":           {Volumes: map[string]struct{}{"/a\x00": {}}},
+		"257 Volumes":       {Volumes: many},
+	} {
+		refused(t, ValidateImage(example().Config, image), errdef.Invalid, words)
+	}
+}
+
+// What an image calls a variable and is none would make some runtimes fail and others not.
+func TestVariablesOfAnImageWithoutAName(t *testing.T) {
+	in := example()
+	in.Image.Env = []string{"", "=", "=x", "novalue", "A=", "B=c=d"}
+	s, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"PATH=" + defaultPath, "HOSTNAME=web-0", "A=", "B=c=d", "HOME=/root"}
+	if !slices.Equal(s.Process.Env, want) {
+		t.Errorf("environment %q, want %q", s.Process.Env, want)
 	}
 }
 
