@@ -296,6 +296,8 @@ func TestExecSyncAnswersOrTimesOut(t *testing.T) {
 	codeOf(t, err, codes.DeadlineExceeded, "command timed out after 1s")
 	_, err = h.runtime.ExecSync(t.Context(), &runtime.ExecSyncRequest{ContainerId: "c"})
 	codeOf(t, err, codes.InvalidArgument, "cmd is empty")
+	_, err = h.runtime.ExecSync(t.Context(), &runtime.ExecSyncRequest{ContainerId: "c", Cmd: []string{"a", "b\x00c"}})
+	codeOf(t, err, codes.InvalidArgument, "cmd[1] has a NUL byte")
 }
 
 func TestTheAnswerOfExecSyncFitsTheKubelet(t *testing.T) {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/crid/crid/internal/errdef"
 )
 
 // maxOutput bounds both streams of ExecSync together, in bytes: with its frame the answer stays below the 16
@@ -23,8 +21,8 @@ type ExecResult struct {
 // ExecSync runs a command in a container. A command that fails is an answer; one that runs into its timeout
 // is an error, by which time all of it is dead.
 func (s *runtimeService) ExecSync(ctx context.Context, r *runtime.ExecSyncRequest) (*runtime.ExecSyncResponse, error) {
-	if len(r.GetCmd()) == 0 {
-		return nil, fmt.Errorf("cmd is empty: %w", errdef.Invalid)
+	if err := checkCommand(r.GetCmd()); err != nil {
+		return nil, err
 	}
 	timeout, err := seconds("timeout", r.GetTimeout())
 	if err != nil {

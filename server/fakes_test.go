@@ -49,6 +49,13 @@ type house struct {
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
+	h := furnish()
+	h.connect(t)
+	return h
+}
+
+// furnish makes a house that nobody serves.
+func furnish() *house {
 	h := &house{
 		pods:       &fakePods{byID: map[string]*fakePod{}},
 		containers: &fakeContainers{byID: map[string]*fakeContainer{}},
@@ -69,7 +76,6 @@ func newHouse(t *testing.T) *house {
 		Info:    func() map[string]any { return map[string]any{"config": map[string]string{"root": "/r"}} },
 		Log:     slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	h.connect(t)
 	return h
 }
 

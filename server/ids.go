@@ -33,6 +33,19 @@ func checkName(field, value string, required bool) error {
 	return nil
 }
 
+// checkCommand refuses what is no command: a runtime written in C takes a NUL byte for the end of a word.
+func checkCommand(cmd []string) error {
+	if len(cmd) == 0 {
+		return fmt.Errorf("cmd is empty: %w", errdef.Invalid)
+	}
+	for i, word := range cmd {
+		if strings.ContainsRune(word, 0) {
+			return fmt.Errorf("cmd[%d] has a NUL byte: %w", i, errdef.Invalid)
+		}
+	}
+	return nil
+}
+
 // checkConfig bounds a configuration as a whole.
 func checkConfig(field string, config proto.Message) error {
 	if size := proto.Size(config); size > maxConfig {

@@ -22,8 +22,8 @@ type Streams interface {
 
 // Exec answers with a URL at which the client connects itself to a command.
 func (s *runtimeService) Exec(_ context.Context, r *runtime.ExecRequest) (*runtime.ExecResponse, error) {
-	if len(r.GetCmd()) == 0 {
-		return nil, fmt.Errorf("cmd is empty: %w", errdef.Invalid)
+	if err := checkCommand(r.GetCmd()); err != nil {
+		return nil, err
 	}
 	want, err := wanted(r)
 	if err != nil {

@@ -1,0 +1,220 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/container"
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/sandbox"
+	"github.com/crid/crid/internal/storage"
+)
+
+// FuzzRequests sends bytes as the request of any unary call, the way gRPC does once it has a whole message. Whatever
+// they are, there is no panic, an error has a code with a meaning, and one that blames the request names a field of it.
+func FuzzRequests(f *testing.F) {
+	calls := unaryCalls()
+	for i, c := range calls {
+		for _, depth := range []int{1, 2, 6} {
+			raw, err := proto.Marshal(c.filled(depth))
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(uint8(i), raw)
+		}
+	}
+	for _, m := range []proto.Message{
+		&runtime.RunPodSandboxRequest{Config: podConfig("a")},
+		&runtime.CreateContainerRequest{PodSandboxId: "p", Config: containerConfig("b"), SandboxConfig: podConfig("p")},
+		&runtime.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &runtime.LinuxContainerResources{CpuShares: 2}},
+		&runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: "i"}, Auth: &runtime.AuthConfig{Auth: "YTpi"}},
+		&runtime.PortForwardRequest{PodSandboxId: "p", Port: []int32{80}},
+	} {
+		raw, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		i := slices.IndexFunc(calls, func(c unaryCall) bool { return c.request == m.ProtoReflect().Descriptor().FullName() })
+		f.Add(uint8(i), raw)
+	}
+	f.Fuzz(func(t *testing.T, which uint8, raw []byte) {
+		calls[int(which)%len(calls)].send(t, raw)
+	})
+}
+
+// unaryCall is a method of one of the two services.
+type unaryCall struct {
+	image   bool // of the ImageService
+	method  grpc.MethodDesc
+	request protoreflect.FullName
+	fields  *regexp.Regexp // finds the name of a field of the request
+	example proto.Message
+}
+
+func unaryCalls() []unaryCall {
+	var calls []unaryCall
+	for _, service := range []grpc.ServiceDesc{runtime.RuntimeService_ServiceDesc, runtime.ImageService_ServiceDesc} {
+		for _, m := range service.Methods {
+			c := unaryCall{image: service.ServiceName == runtime.ImageService_ServiceDesc.ServiceName, method: m}
+			// The handler decodes into the request's type: this is how it tells which.
+			_, _ = m.Handler(c.service(furnish()), context.Background(), func(request any) error {
+				c.example = request.(proto.Message)
+				return errdef.Invalid
+			}, nil)
+			d := c.example.ProtoReflect().Descriptor()
+			c.request = d.FullName()
+			names := map[string]bool{}
+			fieldNames(d, names)
+			c.fields = regexp.MustCompile(`\b(` + strings.Join(slices.Sorted(maps.Keys(names)), "|") + `)\b`)
+			calls = append(calls, c)
+		}
+	}
+	return calls
+}
+
+func (c unaryCall) service(h *house) any {
+	if c.image {
+		return &imageService{Server: h.server}
+	}
+	return &runtimeService{Server: h.server}
+}
+
+// fieldNames collects the names of all fields at any depth.
+func fieldNames(d protoreflect.MessageDescriptor, into map[string]bool) {
+	for i := range d.Fields().Len() {
+		field := d.Fields().Get(i)
+		known := into[string(field.Name())]
+		into[string(field.Name())] = true
+		if field.Message() != nil && !known {
+			fieldNames(field.Message(), into)
+		}
+	}
+}
+
+// filled is a request with something in every field down to depth.
+func (c unaryCall) filled(depth int) proto.Message {
+	m := c.example.ProtoReflect().New()
+	fill(m, depth)
+	return m.Interface()
+}
+
+func fill(m protoreflect.Message, depth int) {
+	for i := range m.Descriptor().Fields().Len() {
+		field := m.Descriptor().Fields().Get(i)
+		switch {
+		case field.Message() != nil && !field.IsMap() && depth == 0:
+		case field.IsMap():
+			m.Mutable(field).Map().Set(protoreflect.ValueOfString("k").MapKey(), scalar(field.MapValue()))
+		case field.IsList() && field.Message() != nil:
+			fill(m.Mutable(field).List().AppendMutable().Message(), depth-1)
+		case field.IsList():
+			m.Mutable(field).List().Append(scalar(field))
+		case field.Message() != nil:
+			fill(m.Mutable(field).Message(), depth-1)
+		default:
+			m.Set(field, scalar(field))
+		}
+	}
+}
+
+// scalar is a value that says something to the fakes where one can.
+func scalar(f protoreflect.FieldDescriptor) protoreflect.Value {
+	switch f.Kind() {
+	case protoreflect.StringKind:
+		known := map[protoreflect.Name]string{
+			"pod_sandbox_id": "p", "container_id": "c", "image": "i", "runtime_handler": "crun", "container_path": "/in",
+			"host_path": "/on", "working_dir": "/", "protocol": "tcp", "log_directory": "/var/log/pods/p", "host_ip": "::1",
+		}
+		if v, ok := known[f.Name()]; ok {
+			return protoreflect.ValueOfString(v)
+		}
+		return protoreflect.ValueOfString("a")
+	case protoreflect.BytesKind:
+		return protoreflect.ValueOfBytes([]byte("b"))
+	case protoreflect.BoolKind:
+		return protoreflect.ValueOfBool(true)
+	case protoreflect.EnumKind:
+		return protoreflect.ValueOfEnum(1)
+	case protoreflect.Int32Kind:
+		return protoreflect.ValueOfInt32(1)
+	case protoreflect.Uint32Kind:
+		return protoreflect.ValueOfUint32(1)
+	case protoreflect.Int64Kind:
+		return protoreflect.ValueOfInt64(1)
+	case protoreflect.Uint64Kind:
+		return protoreflect.ValueOfUint64(1)
+	case protoreflect.DoubleKind:
+		return protoreflect.ValueOfFloat64(1)
+	}
+	panic(fmt.Sprintf("%s is of kind %s", f.FullName(), f.Kind()))
+}
+
+// inhabited is a house with a pod, a running container and an image.
+func inhabited() *house {
+	h := furnish()
+	h.pods.byID["p"] = &fakePod{id: "p", config: podConfig("p"), handler: "crun",
+		status: sandbox.Status{State: sandbox.Ready, CreatedAt: time.Unix(1, 0)}}
+	c := &fakeContainer{id: "c", pod: "p", config: containerConfig("c")}
+	c.status.Life = container.Life{State: container.Running, CreatedAt: time.Unix(1, 0), StartedAt: time.Unix(2, 0)}
+	h.containers.byID["c"] = c
+	h.images.images = []storage.Image{{ID: "i", RepoTags: []string{"i"}, Config: imgspec.ImageConfig{User: "1:2"}}}
+	return h
+}
+
+func (c unaryCall) send(t *testing.T, raw []byte) {
+	t.Helper()
+	h := inhabited()
+	var request proto.Message
+	malformed := false
+	answer, err := c.method.Handler(c.service(h), t.Context(), func(into any) error {
+		request = into.(proto.Message)
+		err := proto.Unmarshal(raw, request)
+		malformed = err != nil
+		return err
+	}, h.server.gate.unary)
+	if malformed {
+		return // gRPC's to refuse
+	}
+	if err == nil {
+		if m, ok := answer.(proto.Message); !ok {
+			t.Errorf("%s answers with %T", c.method.MethodName, answer)
+		} else if _, err := proto.Marshal(m); err != nil {
+			t.Errorf("%s answers with what cannot be sent: %v", c.method.MethodName, err)
+		}
+		return
+	}
+	c.judge(t, request, err)
+}
+
+// judge looks at what a client is told.
+func (c unaryCall) judge(t *testing.T, request proto.Message, err error) {
+	t.Helper()
+	said := status.Convert(err).Message()
+	switch status.Code(err) {
+	case codes.InvalidArgument:
+		if !c.fields.MatchString(said) {
+			t.Errorf("%s of %v: %v names no field", c.method.MethodName, request, err)
+		}
+	case codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented:
+	case codes.Unknown:
+		if !slices.ContainsFunc(prefixed, func(kind error) bool { return strings.HasPrefix(said, kind.Error()) }) {
+			t.Errorf("%s of %v: %v has no kind", c.method.MethodName, request, err)
+		}
+	default:
+		t.Errorf("%s of %v: %v", c.method.MethodName, request, err)
+	}
+}
