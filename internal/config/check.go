@@ -49,10 +49,32 @@ func (c Config) check(from origin) []error {
 
 func (k *checker) fault(key, format string, args ...any) {
 	text := key + ": " + fmt.Sprintf(format, args...)
-	if at, ok := k.from[key]; ok {
+	if at := k.origin(key); at != "" {
 		text = at + ": " + text
 	}
 	k.faults = append(k.faults, errors.New(text))
+}
+
+// origin is where the option was set, else the nearest table that it belongs to; empty for a default.
+func (k *checker) origin(key string) string {
+	for {
+		if at, ok := k.from[key]; ok {
+			return at
+		}
+		dot := strings.LastIndexByte(key, '.')
+		if dot < 0 {
+			return ""
+		}
+		key = key[:dot]
+	}
+}
+
+// set is the first of the options that was set, to be told of a fault of both.
+func (k *checker) set(first, second string) string {
+	if k.origin(first) == "" && k.origin(second) != "" {
+		return second
+	}
+	return first
 }
 
 func (k *checker) paths(c Config) {
@@ -72,10 +94,10 @@ func (k *checker) paths(c Config) {
 	k.absoluteOrEmpty("images.auth_file", c.Images.AuthFile)
 	k.program("conmon", c.Conmon)
 	if filepath.Clean(c.Root) == filepath.Clean(c.Runroot) {
-		k.fault("runroot", "%q is the root as well; the two must be different directories", c.Runroot)
+		k.fault(k.set("runroot", "root"), "%q is both root and runroot; the two must be different directories", c.Runroot)
 	}
 	if c.DebugSocket != "" && c.DebugSocket == c.Socket {
-		k.fault("debug_socket", "%q is the socket of the CRI as well; choose another path", c.DebugSocket)
+		k.fault(k.set("debug_socket", "socket"), "%q is the socket of the CRI and that for debugging; choose another path", c.DebugSocket)
 	}
 }
 
