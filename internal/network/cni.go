@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/crid/crid/internal/errdef"
@@ -92,16 +93,24 @@ func (c *CNI) Add(ctx context.Context, r Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, pluginFailure(err))
 	}
-	current, err := types100.GetResult(res)
+	ips, err := readResult(res, r.IfName)
 	if err != nil {
-		return Attachment{}, fmt.Errorf("read result of network %s for %s: %w", list.Name, r.ID, err)
-	}
-	ips := addresses(current, r.IfName)
-	if len(ips) == 0 {
-		return Attachment{}, fmt.Errorf("attach %s to network %s: its plugins gave %s no address, check the ipam section: %w",
-			r.ID, list.Name, r.IfName, errdef.Unavailable)
+		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
 	}
 	return Attachment{IPs: ips}, nil
+}
+
+// readResult returns the addresses of the interface, of which there is at least one, or Unavailable.
+func readResult(res types.Result, ifName string) ([]string, error) {
+	current, err := types100.GetResult(res)
+	if err != nil {
+		return nil, fmt.Errorf("read its plugins' result: %w: %w", err, errdef.Unavailable)
+	}
+	ips := addresses(current, ifName)
+	if len(ips) == 0 {
+		return nil, fmt.Errorf("its plugins gave %s no address, check the ipam section: %w", ifName, errdef.Unavailable)
+	}
+	return ips, nil
 }
 
 // Del undoes Add, with r as it was recorded before it. It may be repeated, may follow a failed Add or none,
@@ -186,6 +195,9 @@ func (r Request) list() (*libcni.NetworkConfigList, error) {
 func addresses(res *types100.Result, ifName string) []string {
 	var own, inside []string
 	for _, ip := range res.IPs {
+		if ip == nil {
+			continue // "null" in the plugin's list
+		}
 		addr := ip.Address.IP
 		if addr == nil || addr.Equal(net.IPv4zero) || addr.Equal(net.IPv6zero) {
 			continue
@@ -196,7 +208,7 @@ func addresses(res *types100.Result, ifName string) []string {
 		}
 		on := res.Interfaces[*ip.Interface]
 		switch {
-		case on.Sandbox == "":
+		case on == nil || on.Sandbox == "":
 		case on.Name == ifName:
 			own = append(own, addr.String())
 		default:

@@ -1,0 +1,114 @@
+package network
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types/create"
+	"github.com/crid/crid/internal/errdef"
+)
+
+// FuzzConflist reads any bytes as a file of the configuration directory. What is usable can be recorded: read again,
+// without the directory, it is the same.
+func FuzzConflist(f *testing.F) {
+	for _, s := range []string{
+		conflist("net", "1.1.0", `{"type":"bridge","ipam":{"type":"host-local"}}`, `{"type":"portmap","capabilities":{"portMappings":true}}`),
+		`{"name":"a","cniVersion":"0.4.0","type":"ptp"}`, `{"name":"a","cniVersions":["0.4.0","1.1.0"],"plugins":[{"type":"x"}]}`,
+		`{"name":"../a","cniVersion":"1.0.0","plugins":[{"type":"../x"}]}`, `{"name":"a","cniVersion":"9.9.9","plugins":[{"type":"x"}]}`,
+		`{"name":"a","cniVersion":"1.0.0","plugins":[null]}`, `{"name":"a","cniVersion":"1.0.0","plugins":[{"type":1}]}`, "null", "[]", "",
+		`{"name":"a","cniVersion":"1.1.0","disableCheck":"maybe","loadOnlyInlinedPlugins":1,"plugins":[]}`,
+	} {
+		f.Add([]byte(s), true)
+		f.Add([]byte(s), false)
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, raw []byte, list bool) {
+		file := filepath.Join(dir, "a.conf")
+		if list {
+			file += "list"
+		}
+		must(t, os.WriteFile(file, raw, 0o600))
+		defer os.Remove(file)
+		read, err := readList(file)
+		if err != nil {
+			return
+		}
+		n := &network{file: "a", list: read}
+		_, _ = n.hasVerb11(), mapsPorts(read)
+		if n.missing([]string{dir}) == nil {
+			t.Error("plugins are found where none are")
+		}
+		again, err := Request{Conflist: read.Bytes}.list()
+		if err != nil || !n.same(&network{list: again}) || again.Name != read.Name || len(again.Plugins) != len(read.Plugins) {
+			t.Errorf("recorded %s, read again %+v, %v", read.Bytes, again, err)
+		}
+		for i, p := range read.Plugins {
+			if !bytes.Equal(p.Bytes, again.Plugins[i].Bytes) {
+				t.Errorf("plugin %d was %s and is %s", i, p.Bytes, again.Plugins[i].Bytes)
+			}
+		}
+	})
+}
+
+// FuzzResult reads any bytes as what a plugin answers to ADD: every address taken from it is one.
+func FuzzResult(f *testing.F) {
+	for _, s := range []string{
+		`{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/n"},{"name":"v"}],"ips":[{"address":"10.0.0.2/24","interface":0},{"address":"fd00::2/64","interface":1}]}`,
+		`{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24","interface":-7},{"interface":9},null]}`,
+		`{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"}}`, `{"cniVersion":"1.1.0","interfaces":[null],"ips":[{"address":"::/0","interface":0}]}`,
+		`{"ips":1}`, "", "null", `{"cniVersion":"x"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		res, err := create.CreateFromBytes(raw)
+		if err != nil {
+			return
+		}
+		ips, err := readResult(res, "eth0")
+		if err != nil && !errors.Is(err, errdef.Unavailable) {
+			t.Errorf("error %v is not Unavailable", err)
+		}
+		for _, ip := range ips {
+			if _, err := netip.ParseAddr(ip); err != nil {
+				t.Errorf("address %q: %v", ip, err)
+			}
+		}
+	})
+}
+
+// FuzzLastWords reads any bytes as what a failed plugin said.
+func FuzzLastWords(f *testing.F) {
+	f.Add([]byte(`{"code":7,"msg":"no","details":"more"}`), []byte("note"))
+	f.Add([]byte(`{"code":-1}`), []byte(""))
+	f.Add([]byte("not json \xff"), bytes.Repeat([]byte("x"), stderrLimit+1))
+	f.Fuzz(func(t *testing.T, stdout, stderr []byte) {
+		code, message := lastWords(errors.New("exit status 1"), stdout, stderr)
+		if message == "" {
+			t.Errorf("code %d without a word", code)
+		}
+	})
+}
+
+// FuzzRecall reads any bytes as what libcni cached of an attachment.
+func FuzzRecall(f *testing.F) {
+	f.Add([]byte(`{"containerId":"a","ifName":"eth0","config":"e30=","cniArgs":[["a","b"]],"capabilityArgs":{"portMappings":[{"hostPort":1}],"bandwidth":{"ingressRate":5}}}`))
+	f.Add([]byte(`{"capabilityArgs":{"portMappings":1,"bandwidth":null}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var a libcni.NetworkAttachment
+		if json.Unmarshal(raw, &a) != nil {
+			return
+		}
+		r, err := recall(&a)
+		if err != nil || r.check() != nil {
+			return
+		}
+		r.runtimeConf()
+	})
+}
