@@ -1,6 +1,7 @@
 package container
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,9 @@ func readProfile(file string, caps []string) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkRules(raw); err != nil {
+		return nil, fmt.Errorf("%w: %w", errdef.Invalid, err)
+	}
 	profile, err := seccomp.LoadProfile(string(raw), bounded(caps))
 	if err == nil {
 		err = checkProfile(profile)
@@ -35,6 +39,20 @@ func readProfile(file string, caps []string) (*specs.LinuxSeccomp, error) {
 		return nil, fmt.Errorf("%w: %w", errdef.Invalid, err)
 	}
 	return profile, nil
+}
+
+// checkRules refuses rules that are null, at which the library panics. What else is wrong it tells itself.
+func checkRules(raw []byte) error {
+	var profile struct {
+		Syscalls []*struct{} `json:"syscalls"`
+	}
+	_ = json.Unmarshal(raw, &profile)
+	for i, rule := range profile.Syscalls {
+		if rule == nil {
+			return fmt.Errorf("syscalls[%d]: null", i)
+		}
+	}
+	return nil
 }
 
 // readRegular does not wait for a pipe's writer, nor read a device.
