@@ -49,6 +49,8 @@ type fakeHost struct {
 	graves  *state.Dir[Tombstone]
 	boot    string
 
+	recordDir, graveDir string // where they are
+
 	mu        sync.Mutex // guards all below
 	calls     int
 	judge     func(n int, call string) verdict // nil = pass
@@ -78,8 +80,9 @@ func newHost(t testing.TB) *fakeHost {
 		attached: map[string]network.Request{}, files: map[string]FilesWant{}, containers: map[string]map[string]bool{},
 	}}
 	dir := t.TempDir()
-	h.records = openDir[Record](t, filepath.Join(dir, "pods"), RecordVersion)
-	h.graves = openDir[Tombstone](t, filepath.Join(dir, "tombstones"), TombstoneVersion)
+	h.recordDir, h.graveDir = filepath.Join(dir, "pods"), filepath.Join(dir, "tombstones")
+	h.records = openDir[Record](t, h.recordDir, RecordVersion)
+	h.graves = openDir[Tombstone](t, h.graveDir, TombstoneVersion)
 	return h
 }
 
