@@ -162,10 +162,18 @@ func readStat(pid int) (stat, error) {
 	if err != nil {
 		return stat{}, err
 	}
+	s, err := parseStat(text)
+	if err != nil {
+		return stat{}, fmt.Errorf("read %s: %w", procFile(pid, "stat"), err)
+	}
+	return s, nil
+}
+
+func parseStat(text []byte) (stat, error) {
 	// The name, in parentheses, may hold anything.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	if len(fields) <= statusField {
-		return stat{}, fmt.Errorf("read %s: %d fields", procFile(pid, "stat"), len(fields))
+		return stat{}, fmt.Errorf("%d fields", len(fields))
 	}
 	parent, err1 := strconv.Atoi(fields[parentField])
 	start, err2 := strconv.ParseUint(fields[startField], 10, 64)

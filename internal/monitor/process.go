@@ -138,7 +138,7 @@ func (l *Launcher) recorded(id string) (Exit, bool) {
 		return Exit{}, false
 	}
 	code, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || code < 0 { // conmon writes -1 when it did not learn the code
+	if err != nil || code < 0 || code > 255 { // conmon writes -1 when it did not learn the code
 		return Exit{}, false
 	}
 	_, err = os.Stat(l.path(id, oomFile))
