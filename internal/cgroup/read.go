@@ -130,7 +130,11 @@ func counter(file, key string) (uint64, error) {
 	}
 	for lines := bufio.NewScanner(bytes.NewReader(raw)); lines.Scan(); {
 		if value, found := strings.CutPrefix(lines.Text(), key+" "); found {
-			return strconv.ParseUint(value, 10, 64)
+			n, err := strconv.ParseUint(value, 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("parse %s: %w", file, err)
+			}
+			return n, nil
 		}
 	}
 	return 0, fmt.Errorf("%s has no %s: %w", file, key, errdef.Unsupported)
