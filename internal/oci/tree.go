@@ -95,9 +95,10 @@ func (x *execution) marked() ([]*process, error) {
 // bears tells whether the process pid has the mark. A process that is gone has none.
 func bears(pid int, mark uint64) bool {
 	limits, err := os.ReadFile(procFile(pid, "limits"))
-	if err != nil {
-		return false
-	}
+	return err == nil && markedLimits(limits, mark)
+}
+
+func markedLimits(limits []byte, mark uint64) bool {
 	_, rest, found := bytes.Cut(limits, []byte("\n"+markLine))
 	fields := bytes.Fields(rest)
 	return found && len(fields) > 0 && string(fields[0]) == strconv.FormatUint(mark, 10)
@@ -312,6 +313,10 @@ func statField(pid, field int) int {
 	if err != nil {
 		return 0
 	}
+	return parseStatField(stat, field)
+}
+
+func parseStatField(stat []byte, field int) int {
 	// The name, in parentheses, may hold anything.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) <= field {
