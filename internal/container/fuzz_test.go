@@ -60,13 +60,13 @@ func FuzzLoad(f *testing.F) {
 			h, m := start(t)
 			good := mustStart(t, m, h.request("good"))
 			m, _ = restart(t, h, m, func() {
-				if err := os.WriteFile(filepath.Join(h.dir, "records", "bad.json"), raw, 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(h.dir, "records", "strange.json"), raw, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			})
 			synctest.Wait()
 			wantState(t, loaded(t, m, good), Running)
-			bad, err := m.Get("bad")
+			bad, err := m.Get("strange")
 			if errors.Is(err, errdef.NotFound) {
 				return // collected
 			}
@@ -77,7 +77,7 @@ func FuzzLoad(f *testing.F) {
 			if err := bad.Remove(t.Context()); err != nil {
 				t.Errorf("remove: %v", err)
 			}
-			if _, err := m.Get("bad"); !errors.Is(err, errdef.NotFound) {
+			if _, err := m.Get("strange"); !errors.Is(err, errdef.NotFound) {
 				t.Errorf("after the removal: %v", err)
 			}
 		})

@@ -19,7 +19,7 @@ func FuzzLoad(f *testing.F) {
 		`{"version":1,"record":{"state":"notready","erasing":true,"config":null,"network":{"ID":"../x"},"cgroupParent":"/../.."}}`,
 		`{"version":1,"record":{"state":"creating","key":{"name":"a","namespace":"default","uid":"uid-a"},"config":{}}}`,
 		`{"version":1,"record":{"state":"nonsense","ips":["x"],"config":{"metadata":{"name":"a"}}}}`,
-		`{"version":1,"record":{"request":{"id":"bad"},"attempts":-1,"next":"2026-01-02T03:04:05Z"}}`,
+		`{"version":1,"record":{"request":{"id":"strange"},"attempts":-1,"next":"2026-01-02T03:04:05Z"}}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -30,7 +30,7 @@ func FuzzLoad(f *testing.F) {
 			good := run(t, m, "a")
 			shutDown(t, m)
 			for _, dir := range []string{h.recordDir, h.graveDir} {
-				if err := os.WriteFile(filepath.Join(dir, "bad.json"), raw, 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(dir, "strange.json"), raw, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -40,13 +40,13 @@ func FuzzLoad(f *testing.F) {
 			if p, err := m.Get(good.ID()); err != nil || p.Status().State != Ready {
 				t.Errorf("the other pod: %v", err)
 			}
-			if bad, err := m.Get("bad"); err == nil {
+			if bad, err := m.Get("strange"); err == nil {
 				bad.Status()
 				if err := errors.Join(m.Stop(t.Context(), bad), m.Remove(t.Context(), bad)); err != nil {
 					t.Errorf("remove: %v", err)
 				}
 			}
-			if _, err := m.Get("bad"); !errors.Is(err, errdef.NotFound) {
+			if _, err := m.Get("strange"); !errors.Is(err, errdef.NotFound) {
 				t.Errorf("after the removal: %v", err)
 			}
 			shutDown(t, m)
