@@ -121,7 +121,7 @@ func (r *fakeRegistry) push(t *testing.T, repo string, what remote.Taggable) str
 	return digest.String()
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -101,7 +101,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 }
 
 func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
-	dst, err := istorage.Transport.NewStoreReference(s.store, pulled, "")
+	dst, err := istorage.Transport.NewStoreReference(boundedStore{s.store}, pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}

@@ -1,0 +1,175 @@
+package storage
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// maxMemory is what a pull may need at any one time, whatever it is fed: a layer's window, buffers, a few manifests.
+const maxMemory = 256 << 20
+
+// newSmallWorld is a world on a disk of so many bytes.
+func newSmallWorld(t *testing.T, l *liar, size string) *world {
+	t.Helper()
+	w := newWorld(t, &fakeRegistry{host: l.host})
+	check(t, os.MkdirAll(w.Root, 0o700))
+	check(t, unix.Mount("none", w.Root, "tmpfs", 0, "mode=0700,size="+size))
+	t.Cleanup(func() { check(t, unix.Unmount(w.Root, unix.MNT_DETACH)) })
+	t.Cleanup(func() { w.verify(t) })
+	return w
+}
+
+// used is how many bytes of the disk are taken.
+func used(t *testing.T, dir string) uint64 {
+	t.Helper()
+	var st unix.Statfs_t
+	check(t, unix.Statfs(dir, &st))
+	return (st.Blocks - st.Bfree) * uint64(st.Bsize)
+}
+
+// bomb is a gzip file of a layer with one file of so many MiB of zeros. It is made of members, of which all but the
+// first are the same.
+func bomb(t *testing.T, mib int) []byte {
+	t.Helper()
+	const chunk = 64 << 20
+	var head bytes.Buffer
+	w := tar.NewWriter(&head)
+	check(t, w.WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(mib) << 20}))
+	return append(gzipped(t, head.Bytes()), bytes.Repeat(gzipped(t, make([]byte, chunk)), mib<<20/chunk)...)
+}
+
+// sparse is a layer with a file of 4 EiB that is all hole, as GNU tar writes it: one block of a header, and none of data.
+func sparse() []byte {
+	h := make([]byte, 512)
+	copy(h, "hole")
+	copy(h[100:], "0000644\x000000000\x000000000\x0000000000000\x0000000000000\x00        S")
+	copy(h[257:], "ustar  \x00")
+	size := []byte{0x80, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0} // base 256
+	copy(h[386:], size)                                      // one fragment at the end, empty
+	copy(h[398:], "00000000000\x00")
+	copy(h[483:], size)
+	sum := 0
+	for _, b := range h {
+		sum += int(b)
+	}
+	copy(h[148:], []byte{byte('0' + sum>>15&7), byte('0' + sum>>12&7), byte('0' + sum>>9&7), byte('0' + sum>>6&7), byte('0' + sum>>3&7), byte('0' + sum&7), 0, ' '})
+	return append(h, make([]byte, 1024)...)
+}
+
+func absurdHeader(size int64, records map[string]string) []byte {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	_ = w.WriteHeader(&tar.Header{Name: "big", Typeflag: tar.TypeReg, Mode: 0o644, Size: size, PAXRecords: records})
+	return buf.Bytes()
+}
+
+// Without the programs that it else uses, the store decompresses in crid itself.
+func TestBombsWithoutHelpers(t *testing.T) {
+	t.Setenv("PATH", "")
+	for name, layer := range map[string][]byte{"zstd": zstdWindow(), "xz": []byte(xzDictionary)} {
+		t.Run(name, func(t *testing.T) { drop(t, layer, nil) })
+	}
+}
+
+// A small layer can be large once it is unpacked: the disk is its bound. The pull fails with what is full, nothing of it
+// is left, and crid's memory does not grow with it.
+func TestBombs(t *testing.T) {
+	for name, c := range map[string]struct {
+		layer []byte
+		kind  error // nil = any error
+	}{
+		"512 MiB of zeros":              {bomb(t, 512), errdef.Exhausted},
+		"a hole of 4 EiB":               {gzipped(t, sparse()), errdef.Invalid},
+		"a size of 8 EiB":               {gzipped(t, absurdHeader(1<<63-1, nil)), nil},
+		"zstd with a window of 64 GiB":  {zstdWindow(), nil},
+		"xz with a dictionary of 4 GiB": {[]byte(xzDictionary), nil},
+		"gzip that is cut off":          {bomb(t, 128)[:100<<10], nil},
+		"gzip that ends in it":          {append(gzipped(t, absurdHeader(1<<20, nil)), "trailer"...), nil},
+		"a name of 900 KiB":             {gzipped(t, packed(t, file(strings.Repeat("n", 900<<10), "x"))), errdef.Invalid},
+		"headers without a file":        {gzipped(t, endlessHeaders(t)), errdef.Invalid},
+		"compressed twice":              {gzipped(t, gzipped(t, packed(t, file("a", "b")))), errdef.Invalid},
+		"no archive":                    {[]byte("hello"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			drop(t, c.layer, c.kind)
+		})
+	}
+}
+
+// drop pulls an image of the layer onto a small disk, which is to fail with an error of the kind and leave nothing.
+func drop(t *testing.T, content []byte, kind error) {
+	t.Helper()
+	l := newLiar(t)
+	w := newSmallWorld(t, l, "96m")
+	s := w.open(t)
+	before := used(t, w.Root)
+	layer := l.blob(imgspec.MediaTypeImageLayerGzip, content)
+	ref := l.tag(t, l.config(t, []digest.Digest{unpacked(content)}, nil), layer)
+	var err error
+	grown := peak(t, func() { _, err = s.Pull(t.Context(), ref, Auth{}) })
+	if err == nil || kind != nil && !errors.Is(err, kind) {
+		t.Errorf("pull: %v, want %v", err, kind)
+	}
+	t.Logf("%d MiB more at most, %.400v", grown>>20, err)
+	if grown > maxMemory {
+		t.Errorf("the pull needed %d MiB", grown>>20)
+	}
+	if after := used(t, w.Root); after > before+1<<20 {
+		t.Errorf("%d bytes are left", after-before)
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.Root, "storage", "overlay", "*", "diff")); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+// endlessHeaders is 300 MiB of extended headers, one after the other, and no file that they belong to.
+func endlessHeaders(t *testing.T) []byte {
+	t.Helper()
+	one := packed(t, entryOf{tar.Header{Name: "a", Typeflag: tar.TypeReg, PAXRecords: map[string]string{"CRID.a": strings.Repeat("a", 900<<10)}}, ""})
+	file := bytes.Index(one[1024:], []byte("ustar")) + 1024 - 257 // where the header of the file itself begins
+	return bytes.Repeat(one[:file], 300<<20/file)
+}
+
+// unpacked is the digest of what a gzip file holds, or of something else.
+func unpacked(raw []byte) digest.Digest {
+	hash := digest.Canonical.Digester()
+	if r, err := gzip.NewReader(bytes.NewReader(raw)); err == nil {
+		_, _ = io.Copy(hash.Hash(), r)
+	}
+	return hash.Digest()
+}
+
+// zstdWindow is a frame that says that its window is as large as can be.
+func zstdWindow() []byte {
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xd0} // no content size; exponent 26 of 31: 64 GiB
+	raw := archiveOf("a", "x")
+	frame = append(frame, byte(len(raw)<<3|1), byte(len(raw)>>5), byte(len(raw)>>13)) // one last block, raw
+	return append(frame, raw...)
+}
+
+// xzDictionary is an xz file of 2000 bytes that says that its dictionary is as large as can be.
+const xzDictionary = "\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x28\x00\x00\x00\xe6\xa0\x11\xb3\xe0\x07\xcf\x00" +
+	"\x11\x5d\x00\x30\xef\xfb\xbf\xfe\xa3\xb1\x5e\xe5\xf8\x3f\xb2\xa8\x1c\xeb\x32\x00\x00\x00\x00\x00\x39\x3e\x13\xa8" +
+	"\x00\x01\x29\xd0\x0f\x00\x00\x00\x2c\xef\x60\x32\x3e\x30\x0d\x8b\x02\x00\x00\x00\x00\x01\x59\x5a"
+
+func archiveOf(name, content string) []byte {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	_ = w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))})
+	_, _ = io.WriteString(w, content)
+	_ = w.Close()
+	return buf.Bytes()
+}

@@ -1,0 +1,177 @@
+package storage
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"github.com/vbatts/tar-split/archive/tar"
+	cstorage "go.podman.io/storage"
+	"go.podman.io/storage/pkg/archive"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// What unpacking a layer may take of crid, besides the disk, which is the bound of its files. All that is below is many
+// times what layers have, and orders below what a small one can ask for.
+const (
+	maxEntryName = 4096      // bytes of a path, and of what a link names: the kernel takes no more
+	maxNames     = 256 << 20 // bytes of all names, which are held in memory together
+	maxEntries   = 4 << 20   // files, each of which costs memory besides its name
+	maxHeaders   = 8 << 20   // bytes between one file and the next: extended headers are held in memory
+	maxHoles     = 16 << 30  // bytes of files with holes, which are read in full though the layer does not have them
+)
+
+// boundedStore is a store that takes no layer beyond these bounds. The store itself has none, and a layer that it
+// unpacks cannot be interrupted.
+type boundedStore struct{ cstorage.Store }
+
+// PutLayer unpacks the compression, so that the entries can be looked at, and hands on what it has looked at: the store
+// finds nothing to decompress then.
+func (s boundedStore) PutLayer(id, parent string, names []string, label string, writeable bool, o *cstorage.LayerOptions, diff io.Reader) (*cstorage.Layer, int64, error) {
+	if diff == nil {
+		return s.Store.PutLayer(id, parent, names, label, writeable, o, nil)
+	}
+	plain, err := archive.DecompressStream(diff)
+	if err != nil {
+		return nil, -1, fmt.Errorf("decompress layer: %w", err)
+	}
+	defer plain.Close() // of what was only read
+	head := bufio.NewReader(plain)
+	start, _ := head.Peek(10) // less when there is no more; the store meets the error again
+	if archive.DetectCompression(start) != archive.Uncompressed {
+		return nil, -1, fmt.Errorf("the layer is compressed twice: %w", errdef.Invalid)
+	}
+	b := newBounds(head)
+	layer, size, err := s.Store.PutLayer(id, parent, names, label, writeable, o, b)
+	b.close()
+	if b.fault != nil { // which the store has passed through other programs
+		err = b.fault
+	}
+	return layer, size, err
+}
+
+// bounds reads an archive and hands it on as far as it has been looked at: whoever reads from it never sees what breaks
+// a bound. The archive is read by the package that the store reads it by, so that both see the same.
+type bounds struct {
+	from  io.Reader
+	input *feed
+	fault error // why no more is handed on
+	done  bool  // what follows is not looked at: it is no archive, or behind its end
+}
+
+func newBounds(from io.Reader) *bounds {
+	b := &bounds{from: from, input: &feed{chunks: make(chan []byte), hungry: make(chan struct{}), verdict: make(chan error, 1)}}
+	go func() { b.input.verdict <- inspect(b.input) }() // ends with the archive, or at close
+	b.wait()
+	return b
+}
+
+func (b *bounds) Read(p []byte) (int, error) {
+	if b.fault != nil {
+		return 0, b.fault
+	}
+	n, err := b.from.Read(p)
+	if n > 0 && !b.done {
+		b.input.chunks <- p[:n]
+		b.wait()
+	}
+	if b.fault != nil {
+		return 0, b.fault
+	}
+	return n, err
+}
+
+// wait returns when all that was handed in has been looked at.
+func (b *bounds) wait() {
+	select {
+	case <-b.input.hungry:
+	case err := <-b.input.verdict:
+		b.done = true
+		if errors.Is(err, errBounds) {
+			b.fault = err
+		}
+	}
+}
+
+// close ends the looking. Nothing may be read afterwards.
+func (b *bounds) close() {
+	if !b.done {
+		close(b.input.chunks)
+		<-b.input.verdict
+		b.done = true
+	}
+}
+
+// feed is a reader that says when it wants more: by then all that it had has been used.
+type feed struct {
+	chunks  chan []byte
+	hungry  chan struct{}
+	verdict chan error
+	left    []byte
+	taken   int64 // bytes read
+	next    int64 // how many may have been read when the next file begins
+}
+
+func (f *feed) Read(p []byte) (int, error) {
+	if f.taken > f.next {
+		return 0, fmt.Errorf("more than %d bytes of headers for one file: %w", maxHeaders, errBounds)
+	}
+	for len(f.left) == 0 {
+		f.hungry <- struct{}{}
+		chunk, more := <-f.chunks
+		if !more {
+			return 0, io.EOF
+		}
+		f.left = chunk
+	}
+	n := copy(p, f.left)
+	f.left, f.taken = f.left[n:], f.taken+int64(n)
+	return n, nil
+}
+
+// errBounds is why a layer is not unpacked.
+var errBounds = fmt.Errorf("the layer asks for more than crid gives: %w", errdef.Invalid)
+
+// inspect reads an archive to its end, or to what breaks a bound. What is wrong with it otherwise is the store's to say.
+func inspect(f *feed) error {
+	r := tar.NewReader(f)
+	f.next = maxHeaders
+	var names, holes int64
+	for entries := 1; ; entries++ {
+		h, err := r.Next()
+		if err != nil {
+			return err
+		}
+		if len(h.Name) > maxEntryName || len(h.Linkname) > maxEntryName {
+			return fmt.Errorf("a path of %d bytes: %w", max(len(h.Name), len(h.Linkname)), errBounds)
+		}
+		if isSparse(h) {
+			if h.Size > maxHoles-holes {
+				return fmt.Errorf("files with holes of more than %d bytes: %w", int64(maxHoles), errBounds)
+			}
+			holes += h.Size
+		}
+		names += int64(len(h.Name))
+		if entries > maxEntries || names > maxNames {
+			return fmt.Errorf("more than %d files, or names of more than %d bytes: %w", maxEntries, maxNames, errBounds)
+		}
+		f.next = f.taken + min(h.Size, math.MaxInt64/2) + maxHeaders
+	}
+}
+
+// isSparse knows both ways of writing a file with holes.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
