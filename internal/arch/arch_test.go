@@ -114,6 +114,7 @@ const (
 var exceptions = map[string]string{
 	"internal/stream/session.go:ExecInContainer": "remotecommand.Executor has these parameters",
 	"internal/stream/session.go:AttachContainer": "remotecommand.Attacher has these parameters",
+	"internal/storage/layer_bounds.go:PutLayer":  "the Store of containers/storage has these parameters",
 }
 
 // source is one parsed file of ours.

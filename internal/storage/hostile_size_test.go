@@ -76,12 +76,10 @@ func absurdHeader(size int64, records map[string]string) []byte {
 	return buf.Bytes()
 }
 
-// Without the programs that it else uses, the store decompresses in crid itself.
-func TestBombsWithoutHelpers(t *testing.T) {
+// Without the program that it else uses, the store decompresses in crid itself.
+func TestAWindowWithoutHelpers(t *testing.T) {
 	t.Setenv("PATH", "")
-	for name, layer := range map[string][]byte{"zstd": zstdWindow(), "xz": []byte(xzDictionary)} {
-		t.Run(name, func(t *testing.T) { drop(t, layer, nil) })
-	}
+	drop(t, zstdWindow(), nil)
 }
 
 // A small layer can be large once it is unpacked: the disk is its bound. The pull fails with what is full, nothing of it
@@ -91,17 +89,16 @@ func TestBombs(t *testing.T) {
 		layer []byte
 		kind  error // nil = any error
 	}{
-		"512 MiB of zeros":              {bomb(t, 512), errdef.Exhausted},
-		"a hole of 4 EiB":               {gzipped(t, sparse()), errdef.Invalid},
-		"a size of 8 EiB":               {gzipped(t, absurdHeader(1<<63-1, nil)), nil},
-		"zstd with a window of 64 GiB":  {zstdWindow(), nil},
-		"xz with a dictionary of 4 GiB": {[]byte(xzDictionary), nil},
-		"gzip that is cut off":          {bomb(t, 128)[:100<<10], nil},
-		"gzip that ends in it":          {append(gzipped(t, absurdHeader(1<<20, nil)), "trailer"...), nil},
-		"a name of 900 KiB":             {gzipped(t, packed(t, file(strings.Repeat("n", 900<<10), "x"))), errdef.Invalid},
-		"headers without a file":        {gzipped(t, endlessHeaders(t)), errdef.Invalid},
-		"compressed twice":              {gzipped(t, gzipped(t, packed(t, file("a", "b")))), errdef.Invalid},
-		"no archive":                    {[]byte("hello"), nil},
+		"512 MiB of zeros":             {bomb(t, 512), errdef.Exhausted},
+		"a hole of 4 EiB":              {gzipped(t, sparse()), errdef.Invalid},
+		"a size of 8 EiB":              {gzipped(t, absurdHeader(1<<63-1, nil)), nil},
+		"zstd with a window of 64 GiB": {zstdWindow(), nil},
+		"gzip that is cut off":         {bomb(t, 128)[:100<<10], nil},
+		"gzip that ends in it":         {append(gzipped(t, absurdHeader(1<<20, nil)), "trailer"...), nil},
+		"a name of 900 KiB":            {gzipped(t, packed(t, file(strings.Repeat("n", 900<<10), "x"))), errdef.Invalid},
+		"headers without a file":       {gzipped(t, endlessHeaders(t)), errdef.Invalid},
+		"compressed twice":             {gzipped(t, gzipped(t, packed(t, file("a", "b")))), errdef.Invalid},
+		"no archive":                   {[]byte("hello"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			drop(t, c.layer, c.kind)
@@ -159,11 +156,6 @@ func zstdWindow() []byte {
 	frame = append(frame, byte(len(raw)<<3|1), byte(len(raw)>>5), byte(len(raw)>>13)) // one last block, raw
 	return append(frame, raw...)
 }
-
-// xzDictionary is an xz file of 2000 bytes that says that its dictionary is as large as can be.
-const xzDictionary = "\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x28\x00\x00\x00\xe6\xa0\x11\xb3\xe0\x07\xcf\x00" +
-	"\x11\x5d\x00\x30\xef\xfb\xbf\xfe\xa3\xb1\x5e\xe5\xf8\x3f\xb2\xa8\x1c\xeb\x32\x00\x00\x00\x00\x00\x39\x3e\x13\xa8" +
-	"\x00\x01\x29\xd0\x0f\x00\x00\x00\x2c\xef\x60\x32\x3e\x30\x0d\x8b\x02\x00\x00\x00\x00\x01\x59\x5a"
 
 func archiveOf(name, content string) []byte {
 	var buf bytes.Buffer

@@ -18,6 +18,7 @@ import (
 // What unpacking a layer may take of crid, besides the disk, which is the bound of its files. All that is below is many
 // times what layers have, and orders below what a small one can ask for.
 const (
+	maxLayers    = 500       // one on the other: an overlay can have no more
 	maxEntryName = 4096      // bytes of a path, and of what a link names: the kernel takes no more
 	maxNames     = 256 << 20 // bytes of all names, which are held in memory together
 	maxEntries   = 4 << 20   // files, each of which costs memory besides its name
@@ -27,11 +28,42 @@ const (
 
 // boundedStore is a store that takes no layer beyond these bounds. The store itself has none, and a layer that it
 // unpacks cannot be interrupted.
-type boundedStore struct{ cstorage.Store }
+type boundedStore struct {
+	cstorage.Store
+	most  int            // layers on one another
+	depth map[string]int // of the layers of this pull, by id
+}
+
+// bounded is the store for one pull, which puts its layers in their order.
+func bounded(s cstorage.Store) *boundedStore {
+	return &boundedStore{Store: s, most: maxLayers, depth: map[string]int{}}
+}
+
+// depthOf counts the layers from id to the lowest.
+func (s *boundedStore) depthOf(id string) (int, error) {
+	for n := 0; ; n++ {
+		if below, known := s.depth[id]; known || id == "" {
+			return below + n, nil
+		}
+		layer, err := s.Layer(id)
+		if err != nil {
+			return 0, err
+		}
+		id = layer.Parent
+	}
+}
 
 // PutLayer unpacks the compression, so that the entries can be looked at, and hands on what it has looked at: the store
 // finds nothing to decompress then.
-func (s boundedStore) PutLayer(id, parent string, names []string, label string, writeable bool, o *cstorage.LayerOptions, diff io.Reader) (*cstorage.Layer, int64, error) {
+func (s *boundedStore) PutLayer(id, parent string, names []string, label string, writeable bool, o *cstorage.LayerOptions, diff io.Reader) (*cstorage.Layer, int64, error) {
+	below, err := s.depthOf(parent)
+	if err == nil && below >= s.most {
+		err = fmt.Errorf("more than %d layers: %w", s.most, errBounds)
+	}
+	if err != nil {
+		return nil, -1, err
+	}
+	s.depth[id] = below + 1
 	if diff == nil {
 		return s.Store.PutLayer(id, parent, names, label, writeable, o, nil)
 	}
@@ -134,7 +166,7 @@ func (f *feed) Read(p []byte) (int, error) {
 }
 
 // errBounds is why a layer is not unpacked.
-var errBounds = fmt.Errorf("the layer asks for more than crid gives: %w", errdef.Invalid)
+var errBounds = fmt.Errorf("the image asks for more than crid gives: %w", errdef.Invalid)
 
 // inspect reads an archive to its end, or to what breaks a bound. What is wrong with it otherwise is the store's to say.
 func inspect(f *feed) error {

@@ -3,10 +3,35 @@ package storage
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
+	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/crid/crid/internal/errdef"
 )
+
+// An image has as many layers as an overlay can have, however they came into the store.
+func TestLayersOnOneAnother(t *testing.T) {
+	s := newWorld(t).open(t)
+	parent := ""
+	put := func(b *boundedStore, id string) error {
+		_, _, err := b.PutLayer(id, parent, nil, "", false, nil, bytes.NewReader(packed(t, file(id, ""))))
+		if err == nil {
+			parent = id
+			t.Cleanup(func() { check(t, s.store.DeleteLayer(id)) }) // the topmost first
+		}
+		return err
+	}
+	for i, id := range []string{strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)} {
+		b := bounded(s.store) // a pull of its own
+		b.most = 2
+		if err := put(b, id); (err == nil) != (i < 2) || err != nil && !errors.Is(err, errdef.Invalid) {
+			t.Errorf("layer %d: %v", i+1, err)
+		}
+	}
+}
 
 // FuzzBounds reads any bytes as a layer: it is handed on as it is, all of it unless it breaks a bound.
 func FuzzBounds(f *testing.F) {

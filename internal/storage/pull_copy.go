@@ -19,6 +19,8 @@ import (
 
 // fetch pulls the first of the names that its registry has.
 func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) (_ Image, err error) {
+	ctx, stop := withinMemory(ctx)
+	defer stop()
 	policy, err := s.policy()
 	if err != nil {
 		return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
@@ -101,7 +103,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 }
 
 func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
-	dst, err := istorage.Transport.NewStoreReference(boundedStore{s.store}, pulled, "")
+	dst, err := istorage.Transport.NewStoreReference(bounded(s.store), pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
