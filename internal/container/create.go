@@ -7,10 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/distribution/reference"
@@ -312,24 +310,6 @@ func (c *Container) launch(ctx context.Context, s *specs.Spec) (Process, monitor
 		StdinOnce:   c.config.GetStdinOnce(),
 		Env:         []string{"PATH=" + monitorPath},
 	})
-}
-
-// prepareLog makes the log's directory: Invalid when the log cannot be a file.
-func (c *Container) prepareLog() error {
-	if c.plan.LogPath == "" {
-		return nil
-	}
-	err := os.MkdirAll(filepath.Dir(c.plan.LogPath), 0o755)
-	if errors.Is(err, syscall.ENOTDIR) {
-		return fmt.Errorf("log_path %q: %w: %w", c.plan.LogPath, err, errdef.Invalid)
-	}
-	if err != nil {
-		return fmt.Errorf("make log directory: %w", err)
-	}
-	if info, err := os.Stat(c.plan.LogPath); err == nil && info.IsDir() {
-		return fmt.Errorf("log_path %q is a directory: %w", c.plan.LogPath, errdef.Invalid)
-	}
-	return nil
 }
 
 // monitorPath is all the environment that the monitor and the runtime get.

@@ -53,6 +53,9 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := checkLog(path); err != nil {
+		return err
+	}
 	// Conmon would die of a directory that does not exist; watching it finds out.
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -80,6 +83,22 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+	return nil
+}
+
+// checkLog refuses what conmon, which is root, would follow or wait for: a container that has the log's directory mounted
+// may have put it where the old log was.
+func checkLog(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is no file (%s): move it away: %w", path, info.Mode().Type(), errdef.WrongState)
 	}
 	return nil
 }
