@@ -48,15 +48,27 @@ func toStatus(err error) error {
 			if errors.Is(err, errdef.Invalid) {
 				code = codes.InvalidArgument
 			}
-			return status.Error(code, kind.Error()+": "+strings.TrimSuffix(rest, ": "+kind.Error()))
+			return status.Error(code, readable(kind.Error()+": "+strings.TrimSuffix(rest, ": "+kind.Error())))
 		}
 	}
 	for _, k := range kinds {
 		if errors.Is(err, k.kind) {
-			return status.Error(k.code, err.Error())
+			return status.Error(k.code, readable(err.Error()))
 		}
 	}
-	return status.Error(codes.Unknown, err.Error())
+	return status.Error(codes.Unknown, readable(err.Error()))
+}
+
+// maxMessage is how much of an error a client gets, in bytes: it ends up in events and logs, and registries and
+// programs of others have their say in it.
+const maxMessage = 16 << 10
+
+// readable cuts the middle out of a message that is too long, and what is no text.
+func readable(message string) string {
+	if len(message) > maxMessage {
+		message = message[:maxMessage/2] + " [...] " + message[len(message)-maxMessage/2:]
+	}
+	return strings.ToValidUTF8(message, "\uFFFD")
 }
 
 // internal is what a client gets for a panic; the log has the rest.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -46,6 +47,16 @@ func TestEveryKindOfErrorHasItsCode(t *testing.T) {
 	} {
 		if got := status.Code(toStatus(c.err)); got != c.code {
 			t.Errorf("%v: got %s, want %s", c.err, got, c.code)
+		}
+	}
+}
+
+// What registries and programs say may be of any length and any bytes.
+func TestMessagesAreShortAndText(t *testing.T) {
+	for _, kind := range []error{errdef.NotFound, errdef.RegistryUnavailable, errors.New("none")} {
+		said := status.Convert(toStatus(fmt.Errorf("pull: %s: %w", strings.Repeat("no\xff", 1<<20), kind))).Message()
+		if len(said) > 3*maxMessage || !utf8.ValidString(said) || !strings.Contains(said, "pull: no") || !strings.Contains(said, kind.Error()) {
+			t.Errorf("%v: %d bytes: %.100q", kind, len(said), said)
 		}
 	}
 }
