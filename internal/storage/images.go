@@ -90,6 +90,7 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	}
 	s.close = sync.OnceValue(s.shutdown)
 	s.leases.idle = idle
+	s.pulls.memory = pullMemory
 	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's
 	s.life.opened, s.life.stop = time.Now(), stop
 	s.openRepair()

@@ -21,6 +21,7 @@ type pulls struct {
 	flights map[flightKey]*flight
 	stopped bool
 	work    sync.WaitGroup
+	memory  uint64 // pullMemory
 
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
 }

@@ -19,7 +19,7 @@ import (
 
 // fetch pulls the first of the names that its registry has.
 func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) (_ Image, err error) {
-	ctx, stop := withinMemory(ctx)
+	ctx, stop := withinMemory(ctx, s.pulls.memory)
 	defer stop()
 	policy, err := s.policy()
 	if err != nil {

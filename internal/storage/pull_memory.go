@@ -17,15 +17,14 @@ const (
 )
 
 // errMemory is why a pull was ended whose registry answers without end.
-var errMemory = fmt.Errorf("crid's memory grew by more than %d MiB while it was pulled: does its registry answer without end? %w",
-	pullMemory>>20, errdef.Exhausted)
+var errMemory = fmt.Errorf("crid's memory grew too much while it was pulled: does its registry answer without end? %w", errdef.Exhausted)
 
-// withinMemory returns a context that ends when crid's heap has grown too much: containers/image reads the whole body
+// withinMemory returns a context that ends when crid's heap has grown by more than so many bytes: containers/image reads the whole body
 // of an answer that is an error, however long, and takes no HTTP transport that would bound it. Of several pulls at a
 // time nobody can tell which it is: all end, and the others will be tried again. stop must be called.
-func withinMemory(ctx context.Context) (_ context.Context, stop func()) {
+func withinMemory(ctx context.Context, growth uint64) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	limit := heap() + pullMemory
+	limit := heap() + growth
 	go func() { // ends with ctx
 		ticker := time.NewTicker(pullMemoryLook)
 		defer ticker.Stop()
