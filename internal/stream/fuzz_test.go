@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -35,13 +36,15 @@ func FuzzConnection(f *testing.F) {
 	f.Cleanup(s.End)
 	f.Fuzz(func(t *testing.T, raw []byte, exec bool) {
 		want := Want{Stdin: true, Stdout: true, TTY: true}
-		url, err := s.AttachURL(Attach{Container: "c", Want: want})
+		issue := func() (string, error) { return s.AttachURL(Attach{Container: "c", Want: want}) }
 		if exec {
-			url, err = s.ExecURL(Exec{Container: "c", Cmd: []string{"talk"}, Want: want})
+			issue = func() (string, error) { return s.ExecURL(Exec{Container: "c", Cmd: []string{"talk"}, Want: want}) }
 		}
+		url, err := issue()
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer s.tickets.redeem(path.Base(url)) // if nobody did: there are so many at a time only
 		conn, err := net.Dial("tcp", s.base.Host)
 		if err != nil {
 			t.Fatal(err)
