@@ -63,7 +63,9 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 	if err != nil {
 		return nil, -1, err
 	}
-	s.depth[id] = below + 1
+	if id != "" { // else the store chooses one
+		s.depth[id] = below + 1
+	}
 	if diff == nil {
 		return s.Store.PutLayer(id, parent, names, label, writeable, o, nil)
 	}

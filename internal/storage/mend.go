@@ -131,7 +131,7 @@ func (s *Images) mendLayer(ctx context.Context, src types.ImageSource, info type
 		return err
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
-	fresh, _, err := s.store.PutLayer("", l.Parent, nil, "", false, &cstorage.LayerOptions{}, within(ctx, blob))
+	fresh, _, err := bounded(s.store).PutLayer("", l.Parent, nil, "", false, &cstorage.LayerOptions{}, within(ctx, blob))
 	if err != nil {
 		return err
 	}
