@@ -5,13 +5,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/storage"
 )
 
@@ -40,14 +40,14 @@ type imageRequest interface{ GetImage() *runtime.ImageSpec }
 
 // imageRef takes the reference out of a request.
 func (s *Server) imageRef(r imageRequest) (string, error) {
-	spec := r.GetImage()
-	if err := checkName("image.image", spec.GetImage(), true); err != nil {
+	image := r.GetImage()
+	if err := checkName("image.image", image.GetImage(), true); err != nil {
 		return "", err
 	}
-	if handler := spec.GetRuntimeHandler(); handler != "" && !s.facts.knows(handler) {
+	if handler := image.GetRuntimeHandler(); handler != "" && !s.facts.knows(handler) {
 		return "", fmt.Errorf("image.runtime_handler: no handler %q; known: %s: %w", handler, s.facts.names(), errdef.Invalid)
 	}
-	return spec.GetImage(), nil
+	return image.GetImage(), nil
 }
 
 func (s *imageService) PullImage(ctx context.Context, r *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
@@ -151,26 +151,19 @@ func toFilesystem(u storage.Usage) *runtime.FilesystemUsage {
 
 // toImage shapes an image. It depends on the image alone, never on the reference that it was asked for by.
 func toImage(i storage.Image) *runtime.Image {
-	uid, username := userOf(i.Config.User)
-	return &runtime.Image{
+	uid, username := spec.ImageUser(i.Config.User)
+	image := &runtime.Image{
 		Id:          i.ID,
 		RepoTags:    i.RepoTags,
 		RepoDigests: i.RepoDigests,
 		Size:        i.Size,
-		Uid:         uid,
 		Username:    username,
 		Pinned:      i.Pinned,
 	}
-}
-
-// userOf splits an image's "user[:group]": the kubelet checks runAsNonRoot by one of the two, and takes
-// neither for root.
-func userOf(user string) (*runtime.Int64Value, string) {
-	name, _, _ := strings.Cut(user, ":")
-	if uid, err := strconv.ParseInt(name, 10, 64); err == nil {
-		return &runtime.Int64Value{Value: uid}, ""
+	if uid != nil {
+		image.Uid = &runtime.Int64Value{Value: *uid}
 	}
-	return nil, name
+	return image
 }
 
 // authOf reads the credentials of a pull: either apart, or as base64 of "user:password" as in docker's

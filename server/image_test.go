@@ -169,22 +169,3 @@ func TestImageFsInfoTellsBothFilesystems(t *testing.T) {
 	}
 	same(t, got, &runtime.ImageFsInfoResponse{ImageFilesystems: want("/images", 5, 6), ContainerFilesystems: want("/rootfs", 7, 8)})
 }
-
-func TestUsersOfImages(t *testing.T) {
-	for _, c := range []struct {
-		user, name string
-		uid        int64 // -1 = unset
-	}{
-		{"", "", -1}, {"1002", "", 1002}, {"0", "", 0}, {"1003:1004", "", 1003}, {"www-data", "www-data", -1},
-		{"www-data:1004", "www-data", -1}, {":5", "", -1},
-	} {
-		uid, name := userOf(c.user)
-		got := int64(-1)
-		if uid != nil {
-			got = uid.GetValue()
-		}
-		if got != c.uid || name != c.name {
-			t.Errorf("%q: got %d, %q", c.user, got, name)
-		}
-	}
-}

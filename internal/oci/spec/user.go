@@ -3,6 +3,7 @@ package spec
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,8 +14,10 @@ import (
 	"github.com/crid/crid/internal/errdef"
 )
 
-// maxID is the greatest uid and gid that Kubernetes accepts.
-const maxID = 1<<31 - 1
+const (
+	maxID     = 1<<31 - 1 // the greatest uid and gid that Kubernetes accepts
+	maxGroups = 1 << 16   // of one process: the kernel's limit
+)
 
 // Accounts are the contents of a root filesystem's /etc/passwd and /etc/group; nil where there is no file.
 type Accounts struct {
@@ -81,24 +84,25 @@ func findUser(passwd []byte, who string) (user.User, error) {
 	if err != nil {
 		return user.User{}, fmt.Errorf("user %q: %w", who, err)
 	}
-	found, err := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool {
-		return numeric && u.Uid == id || !numeric && u.Name == who
-	})
-	if err != nil {
-		return user.User{}, fmt.Errorf("find user %q in /etc/passwd: %v: %w", who, err, errdef.Invalid)
-	}
-	if len(found) == 0 {
-		if numeric {
-			return user.User{Uid: id}, nil
+	var found *user.User
+	_, err = user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool {
+		if found == nil && (numeric && u.Uid == id || !numeric && u.Name == who) {
+			found = &u
 		}
+		return false // a file of nothing but matches is not collected
+	})
+	switch {
+	case err != nil:
+		return user.User{}, fmt.Errorf("find user %q in /etc/passwd: %v: %w", who, err, errdef.Invalid)
+	case found == nil && numeric:
+		return user.User{Uid: id}, nil
+	case found == nil:
 		return user.User{}, fmt.Errorf("user %q is not in the image's /etc/passwd: %w", who, errdef.Invalid)
-	}
-	u := found[0]
-	if !validID(u.Uid) || !validID(u.Gid) {
-		return user.User{}, fmt.Errorf("user %q in /etc/passwd: uid %d, gid %d: out of range: %w", who, u.Uid, u.Gid,
+	case !validID(found.Uid) || !validID(found.Gid):
+		return user.User{}, fmt.Errorf("user %q in /etc/passwd: uid %d, gid %d: out of range: %w", who, found.Uid, found.Gid,
 			errdef.Invalid)
 	}
-	return u, nil
+	return *found, nil
 }
 
 func findGroup(group []byte, name string) (int, error) {
@@ -109,17 +113,22 @@ func findGroup(group []byte, name string) (int, error) {
 	if numeric {
 		return id, nil
 	}
-	found, err := user.ParseGroupFilter(bytes.NewReader(group), func(g user.Group) bool { return g.Name == name })
-	if err != nil {
+	var found *user.Group
+	_, err = user.ParseGroupFilter(bytes.NewReader(group), func(g user.Group) bool {
+		if found == nil && g.Name == name {
+			found = &g
+		}
+		return false
+	})
+	switch {
+	case err != nil:
 		return 0, fmt.Errorf("find group %q in /etc/group: %v: %w", name, err, errdef.Invalid)
-	}
-	if len(found) == 0 {
+	case found == nil:
 		return 0, fmt.Errorf("group %q is not in the image's /etc/group: %w", name, errdef.Invalid)
+	case !validID(found.Gid):
+		return 0, fmt.Errorf("group %q in /etc/group: gid %d: out of range: %w", name, found.Gid, errdef.Invalid)
 	}
-	if !validID(found[0].Gid) {
-		return 0, fmt.Errorf("group %q in /etc/group: gid %d: out of range: %w", name, found[0].Gid, errdef.Invalid)
-	}
-	return found[0].Gid, nil
+	return found.Gid, nil
 }
 
 // additional are the primary group, the CRI's supplemental groups and, under Merge, those of the group file
@@ -130,21 +139,53 @@ func additional(a Accounts, sc *runtime.LinuxContainerSecurityContext, u user.Us
 		gids = append(gids, uint32(g))
 	}
 	if sc.GetSupplementalGroupsPolicy() == runtime.SupplementalGroupsPolicy_Merge && u.Name != "" {
-		found, err := user.ParseGroupFilter(bytes.NewReader(a.Group), func(g user.Group) bool {
-			return slices.Contains(g.List, u.Name)
-		})
+		member, err := groupsOf(a.Group, u.Name)
 		if err != nil {
-			return nil, fmt.Errorf("find groups of user %q in /etc/group: %v: %w", u.Name, err, errdef.Invalid)
+			return nil, err
 		}
-		for _, g := range found {
-			if !validID(g.Gid) {
-				return nil, fmt.Errorf("group %q of user %q: gid %d: out of range: %w", g.Name, u.Name, g.Gid, errdef.Invalid)
-			}
-			gids = append(gids, uint32(g.Gid))
-		}
+		gids = append(gids, member...)
 	}
 	slices.Sort(gids)
-	return slices.Compact(gids), nil
+	gids = slices.Compact(gids)
+	if len(gids) > maxGroups {
+		return nil, fmt.Errorf("user %q is in %d groups; Linux allows %d: %w", u.Name, len(gids), maxGroups, errdef.Invalid)
+	}
+	return gids, nil
+}
+
+// groupsOf are the groups that list a user, each once.
+func groupsOf(group []byte, name string) ([]uint32, error) {
+	set := map[uint32]struct{}{}
+	var bad *user.Group
+	_, err := user.ParseGroupFilter(bytes.NewReader(group), func(g user.Group) bool {
+		switch {
+		case !slices.Contains(g.List, name):
+		case !validID(g.Gid):
+			bad = &g
+		case len(set) <= maxGroups:
+			set[uint32(g.Gid)] = struct{}{}
+		}
+		return false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find groups of user %q in /etc/group: %v: %w", name, err, errdef.Invalid)
+	}
+	if bad != nil {
+		return nil, fmt.Errorf("group %q of user %q: gid %d: out of range: %w", bad.Name, name, bad.Gid, errdef.Invalid)
+	}
+	return slices.Collect(maps.Keys(set)), nil
+}
+
+// ImageUser splits the User of an image's configuration, "user[:group]", into what tells the kubelet who it is: a uid
+// where ResolveUser takes it for one, else a name. Of a number out of range only the name is told, which no runAsNonRoot
+// lets through.
+func ImageUser(imageUser string) (uid *int64, name string) {
+	name, _, _ = strings.Cut(imageUser, ":")
+	if id, numeric, err := parseID(name); numeric && err == nil {
+		id := int64(id)
+		return &id, ""
+	}
+	return nil, name
 }
 
 // parseID tells numbers from names. A number out of range is an error, never a name.

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +63,44 @@ func TestResolveUser(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What the kubelet is told of an image's user is what its container runs as: +5 is a name, which may be root's.
+func TestImageUser(t *testing.T) {
+	for _, c := range []struct {
+		user, name string
+		uid        int64 // -1 = none
+	}{
+		{"", "", -1}, {"1002", "", 1002}, {"0", "", 0}, {"00", "", 0}, {"1003:1004", "", 1003}, {"www-data", "www-data", -1},
+		{"www-data:1004", "www-data", -1}, {":5", "", -1}, {"+5", "+5", -1}, {"-5", "-5", -1}, {"0x5", "0x5", -1},
+		{"2147483647", "", maxID}, {"2147483648", "2147483648", -1}, {"99999999999999999999:0", "99999999999999999999", -1},
+	} {
+		uid, name := ImageUser(c.user)
+		got := int64(-1)
+		if uid != nil {
+			got = *uid
+		}
+		if got != c.uid || name != c.name {
+			t.Errorf("%q: got %d, %q", c.user, got, name)
+		}
+	}
+}
+
+// A file of a million groups costs what the kernel allows of them, and no more.
+func TestGroupsWithoutEnd(t *testing.T) {
+	var same, other strings.Builder
+	for i := range 1 << 17 {
+		same.WriteString("g:x:7:web\n")
+		fmt.Fprintf(&other, "g:x:%d:web\n", i)
+	}
+	a := accounts()
+	a.Group = []byte(same.String())
+	if u, err := ResolveUser(a, nil, "web"); err != nil || !slices.Equal(u.Additional, []uint32{7, 1000}) {
+		t.Errorf("one group again and again: %v, %v", u.Additional, err)
+	}
+	a.Group = []byte(other.String())
+	_, err := ResolveUser(a, nil, "web")
+	refused(t, err, errdef.Invalid, "Linux allows 65536")
 }
 
 func TestResolveUserWithoutFiles(t *testing.T) {
