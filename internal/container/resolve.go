@@ -23,7 +23,7 @@ import (
 )
 
 // maxAccounts bounds what is read of an image's passwd and group files, in bytes.
-const maxAccounts = 16 << 20
+const maxAccounts = 4 << 20
 
 // specify makes the root filesystem and looks up on the host what the configuration depends on.
 func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.User, error) {
@@ -53,6 +53,9 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 		return nil, spec.User{}, err
 	}
 	in.Rootfs = root
+	if err := wantKernelDirs(root); err != nil {
+		return nil, spec.User{}, err
+	}
 	c.at("look up mounts, devices and user")
 	for _, look := range []func(context.Context, *spec.Input) error{
 		c.lookUpPlaces, c.lookUpUser, c.lookUpDevices, c.lookUpTarget, c.lookUpMounts, c.lookUpVolumes, c.lookUpShared, c.relabel,
@@ -75,6 +78,35 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 func becomes(u specs.User, home string) spec.User {
 	groups := slices.Sorted(slices.Values(u.AdditionalGids))
 	return spec.User{UID: u.UID, GID: u.GID, Additional: slices.Compact(groups), Home: home}
+}
+
+// kernelDirs are where the kernel's filesystems are mounted in every container.
+var kernelDirs = []string{"/proc", "/sys", "/dev"}
+
+// wantKernelDirs refuses a root filesystem in which one of them is there and no directory. A runtime prepares them
+// before it confines itself to the root filesystem: runc before 1.3.6 and crun before 1.28 follow a symbolic link at /dev
+// to the host, and make and delete files there.
+func wantKernelDirs(root string) error {
+	for _, dir := range kernelDirs {
+		info, err := os.Lstat(filepath.Join(root, dir))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at %s of the image: %w", dir, err)
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("the image has a %s at %s, where a directory must be or nothing: %w", kindOf(info.Mode()), dir, errdef.Invalid)
+		}
+	}
+	return nil
+}
+
+func kindOf(mode fs.FileMode) string {
+	if mode&fs.ModeSymlink != 0 {
+		return "symbolic link"
+	}
+	return "file"
 }
 
 func (c *Container) specifyPause(ctx context.Context, in spec.Input) (*specs.Spec, spec.User, error) {
@@ -318,10 +350,8 @@ func (c *Container) lookUpVolumes(ctx context.Context, in *spec.Input) error {
 
 // covered tells whether something else is mounted at dest: a mount of the request, or the kernel's filesystems.
 func (c *Container) covered(dest string) bool {
-	for _, kernel := range []string{"/proc", "/sys", "/dev"} {
-		if within(dest, kernel) {
-			return true
-		}
+	if slices.ContainsFunc(kernelDirs, func(dir string) bool { return within(dest, dir) }) {
+		return true
 	}
 	return slices.ContainsFunc(c.config.GetMounts(), func(m *runtime.Mount) bool {
 		return path.Join("/", m.GetContainerPath()) == dest

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -176,5 +177,32 @@ func TestStatusTellsTheGroupsOfDevices(t *testing.T) {
 	again, errs := restart(t, h, m, func() {})
 	if diff := cmp.Diff(want, loaded(t, again, c).Status().User); diff != "" || len(errs) > 0 {
 		t.Errorf("after a restart: %s, %v", diff, errs)
+	}
+}
+
+func TestLinksWhereTheKernelsFilesystemsGo(t *testing.T) {
+	for _, dir := range kernelDirs {
+		root := t.TempDir()
+		if err := wantKernelDirs(root); err != nil {
+			t.Errorf("without %s: %v", dir, err)
+		}
+		at := filepath.Join(root, dir)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := wantKernelDirs(root); err != nil {
+			t.Errorf("a directory at %s: %v", dir, err)
+		}
+		if err := os.Remove(at); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("etc", at); err != nil {
+			t.Fatal(err)
+		}
+		err := wantKernelDirs(root)
+		wantKind(t, err, errdef.Invalid)
+		if !strings.Contains(err.Error(), "symbolic link at "+dir) {
+			t.Errorf("the error does not say what is where: %v", err)
+		}
 	}
 }
