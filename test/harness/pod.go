@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/images"
@@ -64,11 +65,31 @@ func (c *Crid) Pod(id string, cfg *runtime.PodSandboxConfig) *Pod {
 // Pull pulls one of the images of package images and returns its id.
 func (c *Crid) Pull(image string) string {
 	c.t.Helper()
-	id, err := c.Node.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: Ref(image)}, nil, nil)
+	return c.PullRef(Ref(image))
+}
+
+// PullRef pulls an image by its reference and returns its id.
+func (c *Crid) PullRef(ref string) string {
+	c.t.Helper()
+	id, err := c.Node.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: ref}, nil, nil)
 	if err != nil {
 		c.t.Fatal("pull image:", err)
 	}
 	return id
+}
+
+// Image makes an image of t's own, a layer of files on the busybox image with a changed configuration, and returns its
+// reference.
+func (c *Crid) Image(edit func(*v1.Config), files ...images.File) string {
+	c.t.Helper()
+	ref := Ref("test/" + strings.ToLower(rand.Text()[:12]) + ":1")
+	if edit == nil {
+		edit = func(*v1.Config) {}
+	}
+	if err := images.Make(c.Context(), ref, Ref(images.Busybox), edit, files...); err != nil {
+		c.t.Fatal("make image:", err)
+	}
+	return ref
 }
 
 // Status is the pod's, without verbose information.

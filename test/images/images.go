@@ -246,7 +246,13 @@ func (l *layer) fail(err error) {
 
 // add writes one entry. Modification times stay zero, so that the same content gives the same digest.
 func (l *layer) add(h tar.Header, content []byte) {
-	h.Name, h.Size = path.Clean(h.Name), int64(len(content))
+	h.Name = path.Clean(h.Name)
+	l.raw(h, content)
+}
+
+// raw writes one entry under its name as it is.
+func (l *layer) raw(h tar.Header, content []byte) {
+	h.Size = int64(len(content))
 	w := tar.NewWriter(&l.buf)
 	if err := w.WriteHeader(&h); err != nil {
 		l.fail(fmt.Errorf("%s: %w", h.Name, err))
