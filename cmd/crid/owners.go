@@ -185,7 +185,7 @@ func (s *survey) containerOwner(c container.Standing, running map[[2]uint64]bool
 		{Kind: fsck.Cgroup, Name: rec.Cgroup},
 		{Kind: fsck.Cgroup, Name: rec.MonitorCgroup},
 		{Kind: fsck.Rootfs, Name: filepath.Join(s.places.rootfs("").Dir, c.ID)},
-		{Kind: fsck.Mount, Name: filepath.Join(s.places.rootfs("").MountDir, c.ID), Live: true},
+		{Kind: fsck.Mount, Name: s.places.rootfs("").Target(c.ID), Live: true},
 	} {
 		if rec.Pause && (need.Kind == fsck.Rootfs || need.Kind == fsck.Mount) {
 			continue // it has crid's own

@@ -22,9 +22,6 @@ type Owner struct {
 	Label    string // SELinux label that all of a root filesystem has; empty = what each file has of its own
 }
 
-// mappedPrefix begins the names of directories in MountDir; no id begins with a dot.
-const mappedPrefix = ".mapped-"
-
 // MapMount makes the open file or directory source, and what is mounted below it, appear at the path that it answers, with
 // the ids of owner: what source's own files have as 0 is owner's root there, and what is written there as owner's root
 // is 0 on the disk. What is mounted below source keeps its own ids. It stays until Unmap or Remove of id; each call
@@ -41,7 +38,7 @@ func (r *Rootfs) MapMount(_ context.Context, id string, source *os.File, owner O
 		return "", fmt.Errorf("map the ids of %s: %w", source.Name(), err)
 	}
 	defer users.Close()
-	target, err := mappedTarget(p.mapped, source)
+	target, err := mappedTarget(p, source, owner)
 	if err == nil {
 		err = mapOpen(source, target, unix.AT_RECURSIVE, users)
 	}
@@ -65,10 +62,10 @@ func (r *Rootfs) MapImage(ctx context.Context, id, imageID string, owner Owner) 
 	if missing := 2 - len(lower); missing > 0 {
 		lower = append(lower, r.fillers()[:missing]...)
 	}
-	if lower, err = mapLayers(p.mapped, lower, owner); err != nil {
+	if lower, err = mapLayers(p, lower, owner); err != nil {
 		return "", fmt.Errorf("mount image %s: %w", imageID, err)
 	}
-	target, err := mappedDir(p.mapped)
+	target, err := mappedDir(p, owner)
 	if err == nil {
 		err = r.mount(overlay{lower: lower, target: target, label: r.cfg.Label})
 	}
@@ -84,7 +81,7 @@ func (r *Rootfs) Unmap(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := unmap(p.mapped); err != nil {
+	if err := p.unmap(); err != nil {
 		return fmt.Errorf("unmap ids for %s: %w", id, err)
 	}
 	return nil
@@ -94,7 +91,7 @@ func (r *Rootfs) Unmap(id string) error {
 // the reason, when not.
 func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (err error) {
 	p := r.at(probeName)
-	clear := func() error { return errors.Join(unmap(p.mapped), unmount(p.target), os.RemoveAll(p.dir)) }
+	clear := func() error { return errors.Join(p.unmap(), p.unmount(), os.RemoveAll(p.dir)) }
 	if err := clear(); err != nil {
 		return err
 	}
@@ -118,7 +115,7 @@ func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (
 		return fmt.Errorf("a tmpfs, where the kubelet has secrets and tokens (Linux 6.3): %w", err)
 	}
 	for _, dir := range dirs {
-		target, err := mappedDir(p.mapped)
+		target, err := mappedDir(p, owner)
 		if err == nil {
 			err = mapTree(dir, target, users)
 		}
@@ -133,8 +130,8 @@ func (r *Rootfs) ProbeMapped(ctx context.Context, owner Owner, dirs ...string) (
 func (r *Rootfs) unmapAll() error {
 	names, err := entryNames(r.cfg.MountDir)
 	for _, name := range names {
-		if strings.HasPrefix(name, mappedPrefix) {
-			err = errors.Join(err, unmap(filepath.Join(r.cfg.MountDir, name)))
+		if idForm.MatchString(name) {
+			err = errors.Join(err, r.at(name).unmap())
 		}
 	}
 	return err
@@ -152,9 +149,9 @@ func unmap(dir string) error {
 	return errors.Join(err, ignoreAbsent(os.Remove(dir)))
 }
 
-// mapLayers mounts the directories that layers lie in, with mapped ids, below dir, and answers the layers' paths there.
+// mapLayers mounts the directories that layers lie in, with mapped ids, and answers the layers' paths there.
 // Layers of one store lie side by side, so that one mount serves them all.
-func mapLayers(dir string, layers []string, owner Owner) ([]string, error) {
+func mapLayers(p place, layers []string, owner Owner) ([]string, error) {
 	users, err := os.Open(owner.UserNS)
 	if err != nil {
 		return nil, fmt.Errorf("open user namespace: %w", err)
@@ -168,7 +165,7 @@ func mapLayers(dir string, layers []string, owner Owner) ([]string, error) {
 			return nil, err
 		}
 		if at[base] == "" {
-			target, err := mappedDir(dir)
+			target, err := mappedDir(p, owner)
 			if err != nil {
 				return nil, err
 			}
@@ -211,25 +208,25 @@ func mountOf(path string) (uint64, error) {
 	return st.Mnt_id, nil
 }
 
-// mappedDir makes a mount point for a directory in dir.
-func mappedDir(dir string) (string, error) {
-	target, err := mappedName(dir)
+// mappedDir makes a mount point for a directory, behind the owner's door.
+func mappedDir(p place, owner Owner) (string, error) {
+	target, err := mappedName(p, owner)
 	if err != nil {
 		return "", err
 	}
 	return target, os.Mkdir(target, 0o700)
 }
 
-// mappedTarget makes a mount point for source in dir.
-func mappedTarget(dir string, source *os.File) (string, error) {
+// mappedTarget makes a mount point for source, behind the owner's door.
+func mappedTarget(p place, source *os.File, owner Owner) (string, error) {
 	info, err := source.Stat()
 	if err != nil {
 		return "", err
 	}
 	if info.IsDir() {
-		return mappedDir(dir)
+		return mappedDir(p, owner)
 	}
-	target, err := mappedName(dir)
+	target, err := mappedName(p, owner)
 	if err != nil {
 		return "", err
 	}
@@ -240,13 +237,16 @@ func mappedTarget(dir string, source *os.File) (string, error) {
 	return target, f.Close()
 }
 
-// mappedName is a name in dir, which it makes, that nothing has.
-func mappedName(dir string) (string, error) {
-	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+// mappedName is a name that nothing has in p.mapped, which it makes with the owner's door.
+func mappedName(p place, owner Owner) (string, error) {
+	if err := p.open(owner); err != nil {
 		return "", err
 	}
-	names, err := entryNames(dir)
-	return filepath.Join(dir, strconv.Itoa(len(names))), err
+	if err := os.Mkdir(p.mapped, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	names, err := entryNames(p.mapped)
+	return filepath.Join(p.mapped, strconv.Itoa(len(names))), err
 }
 
 // mapTree is mapOpen of a directory that nobody but crid changes.

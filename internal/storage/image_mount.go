@@ -51,7 +51,7 @@ func OpenImageMounts(r *Rootfs) (*ImageMounts, error) {
 		label:  r.cfg.Label,
 		turns:  map[string]*turn{},
 	}
-	if err := os.Mkdir(m.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(m.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("open image mounts: %w", diskError(err))
 	}
 	for _, dir := range m.empty {

@@ -180,14 +180,14 @@ func (r *Rootfs) chooseMounter() error {
 
 func (r *Rootfs) tryMounter(way mounter) error {
 	p := r.at(probeName)
-	if err := errors.Join(unmount(p.target), os.RemoveAll(p.dir)); err != nil { // of a crash amid a probe
+	if err := errors.Join(p.unmount(), os.RemoveAll(p.dir)); err != nil { // of a crash amid a probe
 		return err
 	}
 	probe := &Rootfs{cfg: r.cfg, mount: way}
 	if err := probe.mountAt(p, []string{filepath.Join(r.cfg.Dir, emptyName)}, Owner{Label: r.cfg.Label}); err != nil {
 		return err
 	}
-	return errors.Join(unmount(p.target), os.RemoveAll(p.dir))
+	return errors.Join(p.unmount(), os.RemoveAll(p.dir))
 }
 
 // copyAttributes gives the directory to the owner, mode and attributes of from: an overlay's root has those of

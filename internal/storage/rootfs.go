@@ -63,7 +63,7 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 			return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
 		}
 	}
-	// The root of a user namespace is nobody here, and runtimes go through MountDir as it.
+	// The root of a user namespace is nobody here, and runtimes go through MountDir as it, to a door of its own.
 	if err := os.Chmod(cfg.MountDir, 0o711); err != nil {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
 	}
@@ -106,6 +106,7 @@ type place struct {
 	upper   string // what its container wrote
 	work    string // overlay's own
 	volumes string // copies of the image's content for its volumes
+	door    string // lets nobody of the host to what is mounted below but its owner's root: an image has setuid programs
 	target  string // where it is mounted
 	mapped  string // what is mounted with mapped ids while its container is made
 }
@@ -118,15 +119,37 @@ func (r *Rootfs) place(id string) (place, error) {
 }
 
 func (r *Rootfs) at(name string) place {
-	dir := filepath.Join(r.cfg.Dir, name)
+	dir, door := filepath.Join(r.cfg.Dir, name), filepath.Join(r.cfg.MountDir, name)
 	return place{
 		dir:     dir,
 		upper:   filepath.Join(dir, "upper"),
 		work:    filepath.Join(dir, "work"),
 		volumes: filepath.Join(dir, "volumes"),
-		target:  filepath.Join(r.cfg.MountDir, name),
-		mapped:  filepath.Join(r.cfg.MountDir, mappedPrefix+name),
+		door:    door,
+		target:  filepath.Join(door, "root"),
+		mapped:  filepath.Join(door, "mapped"),
 	}
+}
+
+// open makes the door, for owner.
+func (p place) open(owner Owner) error {
+	if err := os.Mkdir(p.door, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return os.Lchown(p.door, owner.UID, owner.GID)
+}
+
+// unmount unmounts the root filesystem, unmap what has mapped ids; the last of them takes away the door. Both may be
+// repeated.
+func (p place) unmount() error { return errors.Join(unmount(p.target), p.shut()) }
+func (p place) unmap() error   { return errors.Join(unmap(p.mapped), p.shut()) }
+
+func (p place) shut() error {
+	err := os.Remove(p.door)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return nil
+	}
+	return ignoreAbsent(err)
 }
 
 // Mount makes the root filesystem id from the image, with the ids of owner, and mounts it; the answer is where.
@@ -169,7 +192,7 @@ func (r *Rootfs) mountAt(p place, lower []string, owner Owner) error {
 	if err == nil {
 		return nil
 	}
-	undo := ignoreAbsent(os.Remove(p.target))
+	undo := errors.Join(ignoreAbsent(os.Remove(p.target)), p.shut())
 	if made {
 		undo = errors.Join(undo, os.RemoveAll(p.dir))
 	}
@@ -182,6 +205,9 @@ func (r *Rootfs) build(p place, lower []string, owner Owner) error {
 	if err := os.RemoveAll(p.work); err != nil {
 		return err
 	}
+	if err := p.open(owner); err != nil {
+		return err
+	}
 	for _, dir := range []string{p.upper, p.work, p.target} {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
@@ -191,11 +217,11 @@ func (r *Rootfs) build(p place, lower []string, owner Owner) error {
 		return r.mountOverlay(p, lower, owner.Label)
 	}
 	// The overlay keeps copies of these mounts, so that they need not stay.
-	mapped, err := mapLayers(p.mapped, lower, owner)
+	mapped, err := mapLayers(p, lower, owner)
 	if err == nil {
 		err = r.mountOverlay(p, mapped, owner.Label)
 	}
-	return errors.Join(err, unmap(p.mapped))
+	return errors.Join(err, p.unmap())
 }
 
 func (r *Rootfs) mountOverlay(p place, lower []string, label string) error {
@@ -212,7 +238,7 @@ func (r *Rootfs) Unmount(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := unmount(p.target); err != nil {
+	if err := p.unmount(); err != nil {
 		return fmt.Errorf("unmount root filesystem %s: %w", id, err)
 	}
 	return nil
@@ -225,7 +251,7 @@ func (r *Rootfs) Remove(_ context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(unmap(p.mapped), unmount(p.target)); err != nil {
+	if err := errors.Join(p.unmap(), p.unmount()); err != nil {
 		return fmt.Errorf("remove root filesystem %s: %w", id, err)
 	}
 	if err := r.trash.put(p.dir); err != nil {

@@ -243,7 +243,7 @@ func TestRootfsHalfMade(t *testing.T) {
 		}
 		wantFile(t, filepath.Join(mustMount(t, r, id, "img"), "file"), "file")
 	}
-	must(t, os.Mkdir(r.at("only-target").target, 0o700))
+	must(t, os.MkdirAll(r.at("only-target").target, 0o700))
 	if ids := idsOf(t, r); !slices.Contains(ids, "only-target") {
 		t.Errorf("List = %v", ids)
 	}

@@ -17,6 +17,9 @@ type Entry struct {
 	Trash bool   // it was removed and waits to be deleted; no ID
 }
 
+// Target is where the root filesystem id is mounted. What is mounted beside it, with mapped ids, goes with it.
+func (cfg RootfsConfig) Target(id string) string { return (&Rootfs{cfg: cfg}).at(id).target }
+
 // Survey answers what lies where root filesystems do, whether anybody has opened them or not. It changes nothing;
 // directories that are absent hold nothing.
 func (cfg RootfsConfig) Survey() ([]Entry, error) {
@@ -37,16 +40,15 @@ func (cfg RootfsConfig) Survey() ([]Entry, error) {
 		for _, name := range names {
 			e := in.as
 			e.Path = filepath.Join(in.dir, name)
-			id := name
-			if e.Mount && !e.Image {
-				id = strings.TrimPrefix(name, mappedPrefix)
-			}
 			switch {
 			case e.Trash:
-			case idForm.MatchString(id):
-				e.ID = id
+			case idForm.MatchString(name):
+				e.ID = name
 			default:
 				continue // crid's own, and not of one root filesystem
+			}
+			if e.Mount && !e.Image {
+				e.Path = cfg.Target(name)
 			}
 			all = append(all, e)
 		}

@@ -17,7 +17,7 @@ func TestSurveySeesAllThatIsNotCridsOwn(t *testing.T) {
 	if all, err := cfg.Survey(); err != nil || len(all) > 0 {
 		t.Errorf("of nothing: %v, %v", all, err)
 	}
-	for _, dir := range []string{"rootfs/a/upper", "rootfs/.empty", "rootfs/.trash/1", "mounts/a", "mounts/.mapped-b", "mounts/.mapped-.probe", "mounts/.images/i"} {
+	for _, dir := range []string{"rootfs/a/upper", "rootfs/.empty", "rootfs/.trash/1", "mounts/a/root", "mounts/b/mapped/0", "mounts/.probe/mapped", "mounts/.images/i"} {
 		must(t, os.MkdirAll(filepath.Join(base, dir), 0o700))
 	}
 	all, err := cfg.Survey()
@@ -25,8 +25,8 @@ func TestSurveySeesAllThatIsNotCridsOwn(t *testing.T) {
 	want := []Entry{
 		{Path: "rootfs/a", ID: "a"},
 		{Path: "rootfs/.trash/1", Trash: true},
-		{Path: "mounts/a", ID: "a", Mount: true},
-		{Path: "mounts/.mapped-b", ID: "b", Mount: true},
+		{Path: "mounts/a/root", ID: "a", Mount: true},
+		{Path: "mounts/b/root", ID: "b", Mount: true},
 		{Path: "mounts/.images/i", ID: "i", Mount: true, Image: true},
 	}
 	for i := range all {
