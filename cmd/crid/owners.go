@@ -133,10 +133,8 @@ func (s *survey) podOwner(p sandbox.Standing) fsck.Owner {
 		}
 	}
 	files := s.files.Paths(p.ID)
-	o.Needs = append(o.Needs, fsck.Thing{Kind: fsck.PodFiles, Name: filepath.Dir(files.Hosts), Fault: fault})
-	if own.IPC {
-		o.Needs = append(o.Needs, fsck.Thing{Kind: fsck.Mount, Name: files.Shm, Live: true, Fault: fault})
-	}
+	o.Needs = append(o.Needs, fsck.Thing{Kind: fsck.PodFiles, Name: files.Dir, Fault: fault},
+		fsck.Thing{Kind: fsck.Mount, Name: files.Dir, Live: true, Fault: fault})
 	return o
 }
 

@@ -179,7 +179,7 @@ func isMounted(path string) bool {
 	return err == nil && mounted
 }
 
-// podThings are pods' files, their shm, and the pins of their namespaces.
+// podThings are pods' files, what is mounted for them, and the pins of their namespaces.
 func (s *survey) podThings() ([]fsck.Thing, error) {
 	ids, err := s.files.List()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -188,9 +188,9 @@ func (s *survey) podThings() ([]fsck.Thing, error) {
 	var all []fsck.Thing
 	for _, id := range ids {
 		of, paths := fsck.Ref{Kind: fsck.Pod, ID: id}, s.files.Paths(id)
-		all = append(all, fsck.Thing{Kind: fsck.PodFiles, Name: filepath.Dir(paths.Hosts), Of: of})
-		if isMounted(paths.Shm) {
-			all = append(all, fsck.Thing{Kind: fsck.Mount, Name: paths.Shm, Of: of, Live: true})
+		all = append(all, fsck.Thing{Kind: fsck.PodFiles, Name: paths.Dir, Of: of})
+		if isMounted(paths.Dir) {
+			all = append(all, fsck.Thing{Kind: fsck.Mount, Name: paths.Dir, Of: of, Live: true})
 		}
 	}
 	pins, err := s.pins.Survey()

@@ -27,8 +27,9 @@ type Files interface {
 
 // FilePaths is where a pod's files are, for its containers to mount.
 type FilePaths struct {
+	Dir                         string // a filesystem of the pod's own, with the rest in it
 	Hostname, ResolvConf, Hosts string
-	Shm                         string // a tmpfs, where the pod has an IPC namespace of its own
+	Shm                         string // where the pod has an IPC namespace of its own
 }
 
 // FilesWant is what a pod's files depend on.
@@ -50,8 +51,12 @@ func filesWant(rec *Record) FilesWant {
 	}
 }
 
-// shmSize is the size of a pod's /dev/shm in bytes: what Docker chose, and programs expect.
-const shmSize = 64 << 20
+// A pod's files are on a tmpfs of its own together with its shared memory: containers may write to them all, and must
+// not fill the host's runroot.
+const (
+	shmSize   = 64 << 20 // bytes of a pod's tmpfs with its /dev/shm: what Docker chose, and programs expect
+	filesSize = 1 << 20  // bytes of one without
+)
 
 // FilesConfig says where pods' files are.
 type FilesConfig struct {
@@ -71,6 +76,7 @@ func (f *HostFiles) dir(id string) string { return filepath.Join(f.cfg.Dir, id) 
 func (f *HostFiles) Paths(id string) FilePaths {
 	dir := f.dir(id)
 	return FilePaths{
+		Dir:        dir,
 		Hostname:   filepath.Join(dir, "hostname"),
 		ResolvConf: filepath.Join(dir, "resolv.conf"),
 		Hosts:      filepath.Join(dir, "hosts"),
@@ -86,8 +92,8 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 			return fmt.Errorf("make log_directory: %w", kindOf(err))
 		}
 	}
-	if err := os.MkdirAll(f.dir(id), 0o711); err != nil {
-		return fmt.Errorf("make pod directory: %w", kindOf(err))
+	if err := mountFiles(f.dir(id), want); err != nil {
+		return err
 	}
 	hosts := []byte(nil)
 	resolv, err := f.resolvConf(want.DNS)
@@ -103,9 +109,6 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return fmt.Errorf("write pod file: %w", kindOf(err))
 		}
-		if want.UID == 0 && want.GID == 0 {
-			continue // as it was made
-		}
 		if err := os.Chown(path, want.UID, want.GID); err != nil {
 			return fmt.Errorf("give pod file to the pod: %w", err)
 		}
@@ -113,16 +116,25 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 	if !want.Shm {
 		return nil
 	}
-	return mountShm(paths.Shm, want)
+	err = errors.Join(os.Mkdir(paths.Shm, 0o700), os.Chmod(paths.Shm, 0o777|os.ModeSticky), os.Chown(paths.Shm, want.UID, want.GID))
+	if err != nil {
+		return fmt.Errorf("make pod's shm: %w", err)
+	}
+	return nil
 }
 
-func mountShm(path string, want FilesWant) error {
-	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make pod's shm: %w", kindOf(err))
+// mountFiles mounts a pod's tmpfs. Nobody of the host gets in but the pod's root, as which runtimes come.
+func mountFiles(dir string, want FilesWant) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make pod directory: %w", kindOf(err))
 	}
-	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
-	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, want.UID, want.GID)); err != nil {
-		return fmt.Errorf("mount pod's shm at %s: %w", path, err)
+	size := filesSize
+	if want.Shm {
+		size = shmSize
+	}
+	options := fmt.Sprintf("mode=0700,size=%d,uid=%d,gid=%d", size, want.UID, want.GID)
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return fmt.Errorf("mount pod's files at %s: %w", dir, err)
 	}
 	return nil
 }
@@ -195,14 +207,13 @@ func (f *HostFiles) List() ([]string, error) {
 
 // Remove implements Files.
 func (f *HostFiles) Remove(_ context.Context, id string) error {
-	shm := f.Paths(id).Shm
 	for {
-		err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		err := unix.Unmount(f.dir(id), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			break // nothing is mounted there
 		}
 		if err != nil {
-			return fmt.Errorf("unmount pod's shm %s: %w", shm, err)
+			return fmt.Errorf("unmount pod's files %s: %w", f.dir(id), err)
 		}
 	}
 	if err := os.RemoveAll(f.dir(id)); err != nil {

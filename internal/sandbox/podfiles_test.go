@@ -98,6 +98,34 @@ func TestFilesWithoutHostFiles(t *testing.T) {
 	if got := contentOf(t, f.Paths("id").ResolvConf) + contentOf(t, f.Paths("id").Hosts); got != "" {
 		t.Errorf("files of a host without any: %q", got)
 	}
+	if err := f.Remove(t.Context(), "id"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Containers write to their pod's files, and can fill no more than those (as CVE-2020-8557 filled the host's disk).
+func TestAPodCannotFillTheHost(t *testing.T) {
+	isolate.NeedRoot(t, "it mounts")
+	f := NewFiles(FilesConfig{Dir: t.TempDir(), Etc: etc(t)})
+	for id, want := range map[string]FilesWant{"own": {Shm: true}, "host": {HostNet: true}} {
+		if err := f.Make(t.Context(), id, want); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{f.Paths(id).Hosts, f.Paths(id).Hostname, f.Paths(id).ResolvConf} {
+			if err := os.Truncate(path, 0); err != nil {
+				t.Error(err)
+			}
+			if err := os.WriteFile(path, make([]byte, shmSize+1), 0o644); !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("%s of pod %s took more than the pod has: %v", path, id, err)
+			}
+			if err := os.Truncate(path, 0); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := f.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestShm(t *testing.T) {

@@ -58,7 +58,7 @@ func plant(t *testing.T, c *harness.Crid, stopped bool) [][3]string {
 	p.plantFiles()
 	p.plantNetwork()
 	p.mount("/proc/self/ns/net", p.file("", "/run/netns", "crid-"+p.id("namespace", "/run/netns/crid-")), "", unix.MS_BIND)
-	p.mount("shm", filepath.Dir(p.file("", c.RunRoot, "pods", p.id("mount", "/shm"), "shm", "under")), "tmpfs", 0)
+	p.mount("shm", filepath.Dir(p.file("", c.RunRoot, "pods", p.id("mount", "/pods/"), "under")), "tmpfs", 0)
 	image := filepath.Join(c.RunRoot, "rootfs", ".images", p.id("mount", "/.images/"))
 	if err := os.Mkdir(image, 0o700); err != nil {
 		t.Fatal(err)
