@@ -260,7 +260,7 @@ func (c *Container) build(ctx context.Context, r Request) error {
 	if err := c.unmap(r.Pod); err != nil {
 		c.m.log.Warn("mounts with mapped ids stay until the container is removed", "container", c.id, "err", err)
 	}
-	if err := c.confirmSources(ref.PID, s); err != nil {
+	if err := c.confirmMounts(ref.PID, s); err != nil {
 		return err
 	}
 	if _, err := c.target(); err != nil { // its pid may have passed to a stranger before the runtime used it

@@ -120,11 +120,12 @@ func badPath(err error) error {
 	return err
 }
 
-// confirmSources makes sure, before the container's program runs, that the runtime mounted what was looked at. It
-// can tell only where the process has the root that crid mounted: in a virtual machine there is nothing to see. Hooks
-// may mount over anything, so that after them it cannot tell either. Invalid: something else is mounted.
-func (c *Container) confirmSources(pid int, s *specs.Spec) error {
-	if len(c.creation.sources) == 0 || s.Hooks != nil {
+// confirmMounts makes sure, before the container's program runs, that the runtime mounted what was looked at, and masked
+// what it was to mask. It can tell only where the process has the root that crid mounted: in a virtual machine there is
+// nothing to see. Hooks may mount over anything, so that after them it cannot tell either. A pause has no mounts that
+// anybody asked for. Invalid: something else is mounted.
+func (c *Container) confirmMounts(pid int, s *specs.Spec) error {
+	if c.plan.Pause || s.Hooks != nil {
 		return nil
 	}
 	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -144,6 +145,9 @@ func (c *Container) confirmSources(pid int, s *specs.Spec) error {
 		return err
 	}
 	if ours, err := identityOf(unix.AT_FDCWD, s.Root.Path, 0); err != nil || ours != inside {
+		return err
+	}
+	if err := confirmMasks(root, s); err != nil {
 		return err
 	}
 	return c.creation.confirmIn(root, s)
@@ -210,7 +214,7 @@ func (c *creation) hidden(src source, s *specs.Spec) bool {
 // is tells whether the mount is that of the source.
 func (src source) is(m specs.Mount) bool { return m.Destination == src.dest && m.Source == src.name }
 
-// closeSources lets go of what was held open for confirmSources.
+// closeSources lets go of what was held open for confirmMounts.
 func (c *creation) closeSources() {
 	for _, src := range c.sources {
 		src.at.Close() // nothing was written by it
