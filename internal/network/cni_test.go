@@ -395,3 +395,24 @@ func TestAddNeedsItsNamespace(t *testing.T) {
 		t.Errorf("calls %v", calls)
 	}
 }
+
+// A plugin's name is no path: one that climbs out of the directories of plugins is not run, whatever it is.
+func TestCVE_2021_20206_PluginsOutOfTheirDirectories(t *testing.T) {
+	outside := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(outside, "evil"), []byte("#!/bin/sh\ntouch "+outside+"/ran\n"), 0o755))
+	for _, name := range []string{strings.Repeat("../", 20) + outside[1:] + "/evil", outside + "/evil", "first/../../../../.." + outside + "/evil", ".."} {
+		p := newPlugs(t, "first")
+		p.write("10-net.conflist", conflist("net", "1.0.0", "first", name))
+		p.watch()
+		r, err := p.cni.Prepare(Request{ID: "pod-1", NetNS: "/nonexistent"})
+		if err == nil {
+			_, err = p.cni.Add(t.Context(), r)
+		}
+		if err == nil {
+			t.Errorf("plugin %q was added", name)
+		}
+		if _, err := os.Stat(outside + "/ran"); err == nil {
+			t.Fatalf("plugin %q ran", name)
+		}
+	}
+}
