@@ -275,7 +275,14 @@ func TestALogThatCannotBeAFile(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(pod.Config.LogDirectory, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{"dir", "file/0.log"} {
+	b := newBait(t)
+	for link, to := range map[string]string{"link": b.dir + "/secret", "dangling": b.dir + "/new"} {
+		if err := os.Symlink(to, filepath.Join(pod.Config.LogDirectory, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer b.untouched()
+	for _, path := range []string{"dir", "file/0.log", "link", "dangling"} {
 		_, err := pod.TryCreate(pod.ContainerConfig("true", func(cfg *runtime.ContainerConfig) { cfg.LogPath = path }))
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "log_path") {
 			t.Errorf("%s: got %v", path, err)
