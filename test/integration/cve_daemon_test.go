@@ -160,7 +160,7 @@ func limitPods(t *testing.T, c *harness.Crid, limit string) {
 func TestCVE_2022_23471_StreamsThatLeak(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
 		ctr := c.RunPod().Run("sleep 1000", func(cfg *runtime.ContainerConfig) { cfg.Stdin, cfg.Tty = true, true })
-		for range 8 {
+		for range 5 {
 			resp, err := c.Runtime.Exec(c.Context(), &runtime.ExecRequest{ContainerId: ctr.ID, Cmd: []string{"/no/such/program"}, Tty: true, Stdin: true, Stdout: true})
 			if err != nil {
 				t.Fatal(err)
@@ -175,7 +175,7 @@ func TestCVE_2022_23471_StreamsThatLeak(t *testing.T) {
 			}
 			close(terminal)
 		}
-		for range 8 { // CVE-2025-64329
+		for range 5 { // CVE-2025-64329
 			k := connect(t, attachURL(t, c, ctr, true), true, nil)
 			k.hangUp()
 			_ = k.wait()

@@ -123,14 +123,14 @@ func TestCVE_2024_21626_WorkingDirectoriesOfTheHost(t *testing.T) {
 		b := newBait(t)
 		pod := c.RunPod()
 		read := "cat ./" + b.up() + "/secret 2>&1; true"
-		for fd := 3; fd < 12; fd++ {
+		for fd := 3; fd < 10; fd++ {
 			cfg := pod.ContainerConfig(read, func(cfg *runtime.ContainerConfig) { cfg.WorkingDir = fmt.Sprintf("/proc/self/fd/%d", fd) })
 			if said := attempt(t, c, pod, cfg); strings.Contains(said, secret) {
 				t.Fatalf("the working directory %s reads the host's file", cfg.WorkingDir)
 			}
 		}
 		ctr := pod.Run("mkdir -p /work; sleep 1000", func(cfg *runtime.ContainerConfig) { cfg.WorkingDir = "/work" })
-		for fd := 3; fd < 12; fd++ {
+		for fd := 3; fd < 10; fd++ {
 			swap := fmt.Sprintf("cd /; rm -rf /work; ln -s /proc/self/fd/%d /work", fd)
 			if _, err := c.ExecSync(&runtime.ExecSyncRequest{ContainerId: ctr.ID, Cmd: []string{"sh", "-c", swap}, Timeout: 10}); err != nil && fd == 3 {
 				t.Fatal(err)
@@ -170,7 +170,7 @@ func TestCVE_2021_30465_SwappedDestinations(t *testing.T) {
 				_ = unix.Renameat2(unix.AT_FDCWD, shared+"/dir", unix.AT_FDCWD, shared+"/link", unix.RENAME_EXCHANGE)
 			}
 		})
-		for range 12 {
+		for range 8 {
 			said := attempt(t, c, pod, pod.ContainerConfig("cat "+b.dir+"/secret /shared/dir/secret /shared/link/secret 2>/dev/null; true",
 				withMounts(&runtime.Mount{HostPath: shared, ContainerPath: "/shared"}, &runtime.Mount{HostPath: mounted, ContainerPath: "/shared/dir/mnt"})))
 			if strings.Contains(said, secret) {
