@@ -153,6 +153,13 @@ func TestCVE_2022_23648_VolumesThatClimb(t *testing.T) {
 				}
 			}
 			b.untouched()
+			ref := c.Image(func(cfg *v1.Config) {
+				cfg.Volumes = map[string]struct{}{"/proc": {}, "/proc/self": {}, "/proc/self/attr": {}, "/sys": {}, "/dev": {}}
+			})
+			said := attempt(t, c, pod, pod.ContainerConfig("grep -E ' /(proc|sys|dev)(/self.*)? ' /proc/self/mounts | cut -d' ' -f3 | sort -u", fromImage(ref)))
+			if said != "proc\nsysfs\ntmpfs\n" {
+				t.Errorf("CVE-2019-16884: in place of the kernel's filesystems there are %q", said)
+			}
 		})
 	}
 }
