@@ -168,7 +168,7 @@ func (s *soak) rootfsMounts() map[string]bool {
 	}
 	found := map[string]bool{}
 	for _, info := range infos {
-		if id := idPattern.FindString(filepath.Base(info.Mountpoint)); id != "" && filepath.Dir(info.Mountpoint) == dir {
+		if id := idPattern.FindString(info.Mountpoint); info.Mountpoint == filepath.Join(dir, id, "root") {
 			found[id] = true
 		}
 	}
