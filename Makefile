@@ -15,8 +15,9 @@ all: build
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/crid ./cmd/crid
 
-# The programs that the tests, the demo and the benchmark run beside crid.
+# The programs that the tests, the demo and the benchmark run beside crid, and a crid that dies where it is told to.
 build-test: build
+	CGO_ENABLED=0 go build -tags=$(TAGS),failpoint -o $(BIN)/crid-failpoint ./cmd/crid
 	CGO_ENABLED=0 go build -o $(BIN)/web ./test/web
 	cd test/tools && CGO_ENABLED=0 go build -o ../../$(BIN)/registry github.com/distribution/distribution/v3/cmd/registry
 
@@ -29,6 +30,7 @@ test: deps lint build-test unit integration
 lint:
 	@bad=$$(gofmt -l cmd server internal conf test); [ -z "$$bad" ] || { echo "not gofmt-ed: $$bad" >&2; exit 1; }
 	CGO_ENABLED=0 go vet ./...
+	CGO_ENABLED=0 go vet -tags=$(TAGS),failpoint ./internal/failpoint
 	go mod tidy -diff
 
 unit:

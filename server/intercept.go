@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // gate stands before every call: it counts, logs, survives panics and gives errors their codes.
@@ -27,7 +29,10 @@ func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, c
 			resp = nil
 		}
 	}()
-	return call(ctx, req)
+	failpoint.Hit("server/call/came")
+	resp, err = call(ctx, req)
+	failpoint.Hit("server/call/done")
+	return resp, err
 }
 
 func (g *gate) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, call grpc.StreamHandler) (err error) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Kill ends every process in the cgroup at path and below it and returns when there is none; a cgroup that does
@@ -48,6 +49,7 @@ func (t *Tree) kill(ctx context.Context, path string) error {
 			return survivors(ctx, pids)
 		}
 		struck, err := t.strike(path, pids)
+		failpoint.Hit("cgroup/kill/thawed")
 		waited, waitErr := struck.wait(ctx, round)
 		err = errors.Join(err, waitErr, struck.Close())
 		if err != nil {
@@ -101,7 +103,9 @@ func (t *Tree) frozen(path string, work func() error) error {
 	if err := write(dir, "freezer.state", "FROZEN"); err != nil && !gone(err) {
 		return err
 	}
+	failpoint.Hit("cgroup/kill/frozen")
 	err := work()
+	failpoint.Hit("cgroup/kill/struck")
 	// Thawing goes all the way down: who was frozen by others, a paused container, must wake up to die as well.
 	thaw := walk(dir, func(dir string) error { return write(dir, "freezer.state", "THAWED") })
 	return errors.Join(err, thaw)

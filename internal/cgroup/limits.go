@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Limits is what some files of one cgroup hold, by file name ("memory.max"). Their first word names the controller.
@@ -110,6 +111,7 @@ func (t *Tree) SetLimits(path string, limits Limits) error {
 			if err := t.setLimit(cleaned, file, limits[file]); err != nil {
 				failed, errs = append(failed, file), append(errs, err)
 			}
+			failpoint.Hit("cgroup/limits/set")
 		}
 		if len(failed) == 0 {
 			return nil

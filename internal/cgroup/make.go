@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Create makes the cgroup at path and what is missing above it in every hierarchy. An existing one is fine. On v1
@@ -34,6 +35,7 @@ func (t *Tree) Create(path string) error {
 		if err != nil {
 			return fmt.Errorf("create cgroup %s: %w", path, err)
 		}
+		failpoint.Hit("cgroup/create/made")
 	}
 	return nil
 }
@@ -121,6 +123,7 @@ func (t *Tree) Join(path string, pid int) error {
 		if err != nil {
 			return fmt.Errorf("join cgroup %s with process %d: %w", path, pid, err)
 		}
+		failpoint.Hit("cgroup/join/joined")
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // settle is how long a cgroup without processes may stay busy before it counts as stuck.
@@ -57,6 +58,7 @@ func (t *Tree) rmdirAll(path string) error {
 	var failed []error
 	for _, h := range t.hierarchies {
 		failed = append(failed, rmdirTree(filepath.Join(h.dir, path)))
+		failpoint.Hit("cgroup/remove/removed")
 	}
 	return errors.Join(failed...)
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/launch"
 	"github.com/crid/crid/internal/oci/spec"
 )
@@ -49,10 +50,12 @@ func installLauncher(name string, raw []byte, uid, gid int) error {
 	if err != nil {
 		return fmt.Errorf("install launcher: %w", err)
 	}
+	failpoint.Hit("container/launcher/made")
 	_, err = f.Write(raw)
 	if err = errors.Join(err, f.Chown(uid, gid), f.Close()); err != nil {
 		return fmt.Errorf("install launcher: %w", err)
 	}
+	failpoint.Hit("container/launcher/installed")
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // prepareLog makes the log's directory: Invalid when the log cannot be a file below the pod's log directory. The way to
@@ -36,6 +37,7 @@ func (c *Container) prepareLog() error {
 		}
 		at.Close() // only looked at
 		at = below
+		failpoint.Hit("container/create/log-dir-made")
 	}
 	return checkLog(at, name)
 }

@@ -18,6 +18,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/storage"
 )
@@ -199,6 +200,7 @@ func (c *Container) lookUpMounts(ctx context.Context, in *spec.Input) error {
 		if err := os.MkdirAll(asked[i].GetHostPath(), 0o755); err != nil {
 			return fmt.Errorf("mounts[%d] (%s): make the missing host_path: %w", i, asked[i].GetContainerPath(), badPath(err))
 		}
+		failpoint.Hit("container/create/host-path-made")
 		if err := c.lookUpMount(ctx, in, i); err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // stopping is a stop in progress that others join and may hurry.
@@ -120,6 +121,7 @@ func (c *Container) askToEnd(s *stopping) bool {
 		c.m.log.Warn("stop signal not sent, killing at once", "container", c.id, "err", err)
 		return false
 	}
+	failpoint.Hit("container/stop/asked")
 	return true
 }
 
@@ -158,6 +160,7 @@ func (c *Container) kill(ctx context.Context) error {
 		if err := c.proc.Signal(syscall.SIGKILL); err != nil {
 			return fmt.Errorf("kill %s: %w", c, err)
 		}
+		failpoint.Hit("container/kill/struck")
 	}
 	if err := c.m.deps.Cgroups.Kill(killing, c.plan.Cgroup); err != nil {
 		return fmt.Errorf("kill %s: %w", c, err)

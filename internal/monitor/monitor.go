@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/turn"
 )
 
@@ -105,6 +106,7 @@ func (l *Launcher) Disarm(id string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("disarm monitor of container %s: %w", id, err)
 	}
+	failpoint.Hit("monitor/disarm/removed")
 	return nil
 }
 

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 const (
@@ -220,6 +222,7 @@ func (l *Launcher) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("end monitor of container %s: %w", id, err)
 	}
+	failpoint.Hit("monitor/remove/killed")
 	if err := l.forget(id); err != nil { // after which the exit record may go
 		return fmt.Errorf("let go of container %s: %w", id, err)
 	}
@@ -229,10 +232,12 @@ func (l *Launcher) Remove(ctx context.Context, id string) error {
 		return fmt.Errorf("find exit files of container %s: %w", id, err)
 	}
 	err = os.RemoveAll(filepath.Join(l.cfg.Dir, id))
+	failpoint.Hit("monitor/remove/dir-removed")
 	for _, f := range append(files, l.exitFile(id)) {
 		if failed := os.Remove(f); !errors.Is(failed, fs.ErrNotExist) {
 			err = errors.Join(err, failed)
 		}
+		failpoint.Hit("monitor/remove/exit-removed")
 	}
 	if err != nil {
 		return fmt.Errorf("remove monitor files of container %s: %w", id, err)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // What conmon is told through its control FIFO.
@@ -74,6 +75,7 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 	if err := p.commandUnless(ctx, reopenCommand, done); err != nil {
 		return err
 	}
+	failpoint.Hit("monitor/reopen/told")
 	for !isNew(path, old) && !done() {
 		select {
 		case <-watcher.Events:

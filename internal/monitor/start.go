@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 const (
@@ -49,20 +50,25 @@ func (l *Launcher) Start(ctx context.Context, s Spec) (*Process, error) {
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, createWait)
 	defer cancel()
+	failpoint.Hit("monitor/start/dir-made")
 	birth, err := l.spawn(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
 	}
+	failpoint.Hit("monitor/start/forked")
 	if err := l.arm(birth, s); err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, errors.Join(err, birth.abort()))
 	}
+	failpoint.Hit("monitor/start/armed")
 	if err := birth.release(ctx); err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, errors.Join(err, birth.close()))
 	}
+	failpoint.Hit("monitor/start/in-background")
 	pid, err := birth.created(ctx)
 	if err = errors.Join(l.explain(s.ID, err), birth.close()); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", s.ID, err)
 	}
+	failpoint.Hit("monitor/start/created")
 	p, err := l.admit(s.ID, pid)
 	if err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
@@ -193,6 +199,7 @@ func (l *Launcher) arm(b *birth, s Spec) error {
 // release writes the start byte and waits until conmon has gone to the background, its pid file written.
 func (b *birth) release(ctx context.Context) error {
 	_, err := b.start.Write([]byte{0})
+	failpoint.Hit("monitor/start/released")
 	err = errors.Join(err, b.cmd.Wait())
 	switch {
 	case ctx.Err() != nil:

@@ -14,6 +14,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Config says where networks and plugins are found.
@@ -89,10 +90,12 @@ func (c *CNI) Add(ctx context.Context, r Request) (Attachment, error) {
 	if err := c.up(r.NetNS); err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
 	}
+	failpoint.Hit("network/add/loopback-up")
 	res, err := c.lib.AddNetworkList(ctx, list, r.runtimeConf())
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, pluginFailure(err))
 	}
+	failpoint.Hit("network/add/remembered")
 	ips, err := readResult(res, r.IfName)
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
@@ -141,6 +144,7 @@ func (c *CNI) del(ctx context.Context, list *libcni.NetworkConfigList, r Request
 	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("detach %s from network %s: %w", r.ID, list.Name, pluginFailure(err))
 	}
+	failpoint.Hit("network/del/forgotten")
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 const (
@@ -86,7 +87,9 @@ func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pluginDrain
+	failpoint.Hit("network/plugin/called")
 	err := cmd.Run()
+	failpoint.Hit("network/plugin/answered")
 	if errors.Is(err, exec.ErrWaitDelay) && run.Err() == nil {
 		err = nil // it ended well and left a daemon behind that keeps its pipes
 	}

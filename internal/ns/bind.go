@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // prepare makes the directories that w needs and the mounts that they are.
@@ -41,6 +42,7 @@ func (p *Pinner) mountOnItself(dir string, mode fs.FileMode, propagation uintptr
 	if err := os.MkdirAll(dir, mode); err != nil {
 		return fmt.Errorf("make directory of namespaces: %w", err)
 	}
+	failpoint.Hit("ns/prepare/made")
 	p.mounting.Lock()
 	defer p.mounting.Unlock()
 	err := unix.Mount("", dir, "", propagation, "")
@@ -49,6 +51,7 @@ func (p *Pinner) mountOnItself(dir string, mode fs.FileMode, propagation uintptr
 		if err := unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("mount %s on itself: %w", dir, err)
 		}
+		failpoint.Hit("ns/prepare/bound")
 		err = unix.Mount("", dir, "", propagation, "")
 	}
 	if err != nil {
@@ -85,12 +88,14 @@ func bind(namespace, path string) error {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
 	err = f.Close()
+	failpoint.Hit("ns/bind/made")
 	if err == nil {
 		err = unix.Mount(namespace, path, "", unix.MS_BIND, "")
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("pin %s: %w", path, err), unbind(path))
 	}
+	failpoint.Hit("ns/bind/mounted")
 	return nil
 }
 
@@ -104,8 +109,10 @@ func unbind(path string) error {
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
+	failpoint.Hit("ns/unbind/unmounted")
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove pin: %w", err)
 	}
+	failpoint.Hit("ns/unbind/removed")
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Want says which namespaces to make for an id and what to write inside them before anybody enters.
@@ -192,7 +193,9 @@ func furnish(w Want) error {
 			return fmt.Errorf("set hostname %q: %w", w.Hostname, invalidIf(err, unix.EINVAL))
 		}
 	}
-	return writeSysctls(w)
+	err := writeSysctls(w)
+	failpoint.Hit("ns/pin/furnished")
+	return err
 }
 
 // invalidIf gives err the kind Invalid when it is one of those errors.

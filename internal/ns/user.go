@@ -16,6 +16,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // pinOwned makes the namespaces of w in one clone(2), so that the user namespace owns the others, furnishes them from
@@ -59,8 +60,11 @@ func withHolder(w Want, work func(dir string) error) error {
 		scope, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope") // without Yama there is none
 		return holderError(err, string(scope))
 	}
+	failpoint.Hit("ns/hold/started")
 	err = work(filepath.Join("/proc", strconv.Itoa(holder.Pid), "ns"))
-	return errors.Join(err, end(holder))
+	err = errors.Join(err, end(holder))
+	failpoint.Hit("ns/hold/ended")
+	return err
 }
 
 // end kills the holder and waits for its end.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // drain is how long output is awaited once a command's main process has ended: what it left running may keep
@@ -75,6 +76,7 @@ func (r *Runtime) stream(ctx context.Context, id string, e Exec, s Streams, conn
 		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
 	}
 	code, err := x.result(x.wait(ctx))
+	failpoint.Hit("oci/exec/ended")
 	if err = errors.Join(err, x.close()); err != nil {
 		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
 	}
@@ -141,6 +143,7 @@ func (x *execution) start(theirs ends, s Streams) error {
 	if err := errors.Join(x.cmd.Start(), theirs.close()); err != nil {
 		return err
 	}
+	failpoint.Hit("oci/exec/started")
 	x.stdio.run(s)
 	go func() { x.ended <- x.cmd.Wait() }() // ends with the runtime
 	return nil

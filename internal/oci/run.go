@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // afterKill is how long a killed runtime's pipes are waited for: a hook may have inherited them.
@@ -59,7 +60,9 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 		defer runtime.UnlockOSThread()
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	}
+	failpoint.Hit("oci/run/called")
 	err = cmd.Run()
+	failpoint.Hit("oci/run/answered")
 	// A hook that keeps the pipes says nothing about the verb, which has succeeded.
 	if err == nil || (errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil) {
 		return stdout.bytes(), nil

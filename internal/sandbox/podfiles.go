@@ -13,6 +13,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/oci/spec"
 )
 
@@ -92,6 +93,7 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 			return fmt.Errorf("make log_directory: %w", kindOf(err))
 		}
 	}
+	failpoint.Hit("sandbox/files/log-dir-made")
 	if err := mountFiles(f.dir(id), want); err != nil {
 		return err
 	}
@@ -109,9 +111,11 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return fmt.Errorf("write pod file: %w", kindOf(err))
 		}
+		failpoint.Hit("sandbox/files/written")
 		if err := os.Chown(path, want.UID, want.GID); err != nil {
 			return fmt.Errorf("give pod file to the pod: %w", err)
 		}
+		failpoint.Hit("sandbox/files/given")
 	}
 	if !want.Shm {
 		return nil
@@ -120,6 +124,7 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 	if err != nil {
 		return fmt.Errorf("make pod's shm: %w", err)
 	}
+	failpoint.Hit("sandbox/files/shm-made")
 	return nil
 }
 
@@ -128,6 +133,7 @@ func mountFiles(dir string, want FilesWant) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make pod directory: %w", kindOf(err))
 	}
+	failpoint.Hit("sandbox/files/dir-made")
 	size := filesSize
 	if want.Shm {
 		size = shmSize
@@ -136,6 +142,7 @@ func mountFiles(dir string, want FilesWant) error {
 	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount pod's files at %s: %w", dir, err)
 	}
+	failpoint.Hit("sandbox/files/mounted")
 	return nil
 }
 
@@ -147,6 +154,7 @@ func (f *HostFiles) Hosts(id, hostname string, ips []string) error {
 	if err := os.WriteFile(f.Paths(id).Hosts, hostsFile(hostname, ips), 0o644); err != nil {
 		return fmt.Errorf("write pod's hosts: %w", kindOf(err))
 	}
+	failpoint.Hit("sandbox/hosts/written")
 	return nil
 }
 
@@ -216,9 +224,11 @@ func (f *HostFiles) Remove(_ context.Context, id string) error {
 			return fmt.Errorf("unmount pod's files %s: %w", f.dir(id), err)
 		}
 	}
+	failpoint.Hit("sandbox/files/unmounted")
 	if err := os.RemoveAll(f.dir(id)); err != nil {
 		return fmt.Errorf("remove pod directory: %w", err)
 	}
+	failpoint.Hit("sandbox/files/removed")
 	return nil
 }
 

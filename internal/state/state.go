@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // syncDelay is how long a record may stay in the page cache alone. A record exists to survive crid, not the
@@ -148,6 +149,7 @@ func (d *Dir[T]) Delete(id string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record %s: %w", id, err)
 	}
+	failpoint.Hit("state/delete/removed")
 	d.flush.touch()
 	return nil
 }
@@ -232,14 +234,17 @@ func (d *Dir[T]) writeWhole(id string, content []byte) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("state/put/made")
 	_, err = f.Write(content)
 	err = errors.Join(err, f.Close())
+	failpoint.Hit("state/put/written")
 	if err == nil {
 		err = os.Rename(temp, d.Path(id))
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
+	failpoint.Hit("state/put/renamed")
 	return nil
 }
 

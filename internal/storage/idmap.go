@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Owner is in whose user namespace files are used. The zero value is the host's, where nothing is mapped.
@@ -68,6 +69,7 @@ func (r *Rootfs) MapImage(ctx context.Context, id, imageID string, owner Owner) 
 	target, err := mappedDir(p, owner)
 	if err == nil {
 		err = r.mount(overlay{lower: lower, target: target, label: r.cfg.Label})
+		failpoint.Hit("storage/map/image-mounted")
 	}
 	if err != nil {
 		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))
@@ -146,7 +148,9 @@ func unmap(dir string) error {
 	for _, name := range names {
 		err = errors.Join(err, unmount(filepath.Join(dir, name)))
 	}
-	return errors.Join(err, ignoreAbsent(os.Remove(dir)))
+	err = errors.Join(err, ignoreAbsent(os.Remove(dir)))
+	failpoint.Hit("storage/unmap/removed")
+	return err
 }
 
 // mapLayers mounts the directories that layers lie in, with mapped ids, and answers the layers' paths there.
@@ -245,6 +249,7 @@ func mappedName(p place, owner Owner) (string, error) {
 	if err := os.Mkdir(p.mapped, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
+	failpoint.Hit("storage/map/dir-made")
 	names, err := entryNames(p.mapped)
 	return filepath.Join(p.mapped, strconv.Itoa(len(names))), err
 }
@@ -261,6 +266,7 @@ func mapTree(source, target string, users *os.File) error {
 
 // mapOpen mounts a copy of source at target: with mounts below it when recurse is AT_RECURSIVE.
 func mapOpen(source *os.File, target string, recurse uint, users *os.File) error {
+	failpoint.Hit("storage/map/target-made")
 	tree, err := unix.OpenTree(int(source.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|recurse)
 	if err != nil {
 		return fmt.Errorf("copy mount: %w", kernelLacks(err))
@@ -276,6 +282,7 @@ func mapOpen(source *os.File, target string, recurse uint, users *os.File) error
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount at %s: %w", target, err)
 	}
+	failpoint.Hit("storage/map/mounted")
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	cstorage "go.podman.io/storage"
 )
 
@@ -66,6 +67,7 @@ func (s *Images) makeLease(id string) error {
 	// It is never mounted: no SELinux label is to be reserved for it.
 	options := &cstorage.ContainerOptions{LabelOpts: []string{"disable"}}
 	_, err = s.store.CreateContainer("", []string{leasePrefix + id}, id, "", "", options)
+	failpoint.Hit("storage/lease/made")
 	if err != nil && !errors.Is(err, cstorage.ErrDuplicateName) {
 		return fmt.Errorf("protect image %s from other tools: %w", id, err)
 	}
@@ -87,6 +89,7 @@ func (s *Images) dropLease(id string) error {
 	}
 	if err == nil {
 		err = s.store.DeleteContainer(c.ID)
+		failpoint.Hit("storage/lease/dropped")
 	}
 	if err != nil && !errors.Is(err, cstorage.ErrContainerUnknown) && !errors.Is(err, cstorage.ErrNotAContainer) {
 		return fmt.Errorf("drop lease of image %s: %w", id, err)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // ImageMounts mounts images to be read as volumes: each image once, whoever uses it. A mount is a function of the
@@ -93,9 +94,11 @@ func (m *ImageMounts) Mount(ctx context.Context, imageID string) (string, error)
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))
 	}
+	failpoint.Hit("storage/image-mount/made")
 	if err := m.mount(overlay{lower: lower, target: target, label: m.label}); err != nil {
 		return "", errors.Join(fmt.Errorf("mount image %s: %w", imageID, err), ignoreAbsent(os.Remove(target)))
 	}
+	failpoint.Hit("storage/image-mount/mounted")
 	return target, nil
 }
 

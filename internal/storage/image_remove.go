@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	cstorage "go.podman.io/storage"
 )
 
@@ -163,6 +164,7 @@ func (s *Images) erase(ctx context.Context, id string) error {
 
 func (s *Images) deleteImage(id string) error {
 	_, err := s.store.DeleteImage(id, true)
+	failpoint.Hit("storage/remove/deleted")
 	switch {
 	case err == nil, errors.Is(err, cstorage.ErrNotAnImage), errors.Is(err, cstorage.ErrImageUnknown):
 		return nil

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // overlay is one overlay to mount. It is mounted volatile: nothing of it is synced, since no container outlives
@@ -287,7 +288,10 @@ func unmount(target string) error {
 		if !errors.Is(err, unix.EINVAL) { // EINVAL: it is no mount point, or no longer
 			return fmt.Errorf("unmount %s: %w", target, err)
 		}
-		return ignoreAbsent(os.Remove(target))
+		failpoint.Hit("storage/unmount/unmounted")
+		err = ignoreAbsent(os.Remove(target))
+		failpoint.Hit("storage/unmount/unlinked")
+		return err
 	}
 }
 

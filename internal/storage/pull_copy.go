@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
@@ -108,6 +109,7 @@ func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, p
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
 	var stored types.ImageReference
+	failpoint.Hit("storage/pull/resolved")
 	_, err = copy.Image(ctx, d.policy, dst, src, &copy.Options{
 		SourceCtx:               d.sys,
 		DestinationCtx:          d.sys,
@@ -116,6 +118,7 @@ func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, p
 	if err != nil {
 		return "", err
 	}
+	failpoint.Hit("storage/pull/copied")
 	_, img, err := istorage.ResolveReference(stored)
 	if err != nil {
 		return "", fmt.Errorf("find pulled image in the store: %w", err)
@@ -139,6 +142,7 @@ func (s *Images) nameImage(id string, names ...reference.Named) error {
 	if err := s.store.AddNames(id, add); err != nil {
 		return fmt.Errorf("name image %s: %w", id, err)
 	}
+	failpoint.Hit("storage/pull/named")
 	return nil
 }
 

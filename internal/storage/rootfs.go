@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Layers tells of what an image is made.
@@ -136,6 +137,7 @@ func (p place) open(owner Owner) error {
 	if err := os.Mkdir(p.door, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	failpoint.Hit("storage/door/made")
 	return os.Lchown(p.door, owner.UID, owner.GID)
 }
 
@@ -146,6 +148,7 @@ func (p place) unmap() error   { return errors.Join(unmap(p.mapped), p.shut()) }
 
 func (p place) shut() error {
 	err := os.Remove(p.door)
+	failpoint.Hit("storage/door/removed")
 	if errors.Is(err, unix.ENOTEMPTY) {
 		return nil
 	}
@@ -186,6 +189,7 @@ func (r *Rootfs) mountAt(p place, lower []string, owner Owner) error {
 	if errors.Is(err, fs.ErrExist) {
 		err = nil
 	}
+	failpoint.Hit("storage/rootfs/made")
 	if err == nil {
 		err = r.build(p, lower, owner)
 	}
@@ -212,6 +216,7 @@ func (r *Rootfs) build(p place, lower []string, owner Owner) error {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+		failpoint.Hit("storage/rootfs/furnished")
 	}
 	if owner.UserNS == "" {
 		return r.mountOverlay(p, lower, owner.Label)
@@ -228,7 +233,10 @@ func (r *Rootfs) mountOverlay(p place, lower []string, label string) error {
 	if err := copyAttributes(lower[0], p.upper); err != nil {
 		return err
 	}
-	return r.mount(overlay{lower: lower, upper: p.upper, work: p.work, target: p.target, label: label})
+	failpoint.Hit("storage/rootfs/attributed")
+	err := r.mount(overlay{lower: lower, upper: p.upper, work: p.work, target: p.target, label: label})
+	failpoint.Hit("storage/rootfs/mounted")
+	return err
 }
 
 // Unmount unmounts the root filesystem id and keeps what it holds. It may be repeated; one that is not mounted, or

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // trash is a directory whose content one goroutine deletes. Renaming into it takes microseconds; deleting a
@@ -59,6 +60,7 @@ func (t *trash) put(dir string) error {
 		err = os.RemoveAll(dir)
 	}
 	t.came.Add(1)
+	failpoint.Hit("storage/trash/put")
 	select {
 	case t.wake <- struct{}{}:
 	default:
@@ -167,6 +169,7 @@ func (t *trash) clear(ctx context.Context, dir string) error {
 			if err := t.discard(filepath.Join(dir, e.Name()), e.IsDir()); err != nil {
 				return err
 			}
+			failpoint.Hit("storage/trash/discarded")
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Volume makes the directory behind the image volume at dest of the mounted root filesystem id: a copy of what
@@ -59,17 +60,20 @@ func fillVolume(root, dest, dir string, owner Owner) error {
 	if err := os.Mkdir(filepath.Dir(dir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	failpoint.Hit("storage/volume/dir-made")
 	half := dir + ".half"
 	if err := os.RemoveAll(half); err != nil {
 		return err
 	}
 	err := copyUp(root, dest, half, owner)
+	failpoint.Hit("storage/volume/copied")
 	if err == nil {
 		err = os.Rename(half, dir)
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(half))
 	}
+	failpoint.Hit("storage/volume/placed")
 	return nil
 }
 
