@@ -93,7 +93,12 @@ func TestALife(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantState(t, c, Running)
-		wantKind(t, c.Start(t.Context()), errdef.WrongState)
+		if err := c.Start(t.Context()); err != nil {
+			t.Errorf("the start repeated: %v", err)
+		}
+		if _, starts := h.seen(c.ID()); starts != 1 {
+			t.Errorf("%d starts", starts)
+		}
 		out, err := c.Exec(t.Context(), []string{"echo", "hi"}, 0, 100)
 		if err != nil || string(out.Stdout) != "echo hi" {
 			t.Errorf("exec: %q, %v", out.Stdout, err)

@@ -18,13 +18,13 @@ type starting struct {
 	cancel context.CancelCauseFunc // ends the runtime's call
 }
 
-// Start runs the container's process: WrongState unless it is created. A start that the runtime refuses leaves
-// the container EXITED with code 128 and reason StartError. Concurrent calls share the outcome; ctx bounds the
-// waiting alone.
+// Start runs the container's process: WrongState unless it is created, or running already, as after a start whose
+// answer was lost. A start that the runtime refuses leaves the container EXITED with code 128 and reason StartError.
+// Concurrent calls share the outcome; ctx bounds the waiting alone.
 func (c *Container) Start(ctx context.Context) error {
 	for {
 		s, err := c.beginStart(ctx)
-		if err != nil {
+		if s == nil || err != nil {
 			return err
 		}
 		if err := s.wait(ctx); !errors.Is(err, errNotStarted) {
@@ -33,11 +33,14 @@ func (c *Container) Start(ctx context.Context) error {
 	}
 }
 
+// beginStart joins the start in progress or begins one; nil = there is nothing to start.
 func (c *Container) beginStart(ctx context.Context) (*starting, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	switch state := c.Status().State; {
-	case state != Created:
+	case state == Running && c.busy.stopping == nil && c.busy.removing == nil:
+		return nil, nil
+	case state != Created && state != Running:
 		return nil, c.wrongState("start", "it is "+string(state))
 	case c.busy.stopping != nil || c.busy.removing != nil:
 		return nil, c.wrongState("start", "it is being stopped")
