@@ -139,6 +139,11 @@ func (c *Container) resume(ctx context.Context) error {
 		c.awaitBurial(ctx)
 		return nil
 	}
+	if c.doomed() {
+		_, err := c.beginStop(0)
+		c.awaitBurial(ctx)
+		return err
+	}
 	undone := c.undoUpdate()
 	if state == Running {
 		return errors.Join(undone, c.killOrphans())
@@ -146,7 +151,7 @@ func (c *Container) resume(ctx context.Context) error {
 	return undone
 }
 
-// awaitBurial gives the watcher the time to publish the exit of a process that is known to be dead.
+// awaitBurial gives the watcher the time to publish the exit of a process that is known to be dead, or dying.
 func (c *Container) awaitBurial(ctx context.Context) {
 	timer := time.NewTimer(buryTimeout)
 	defer timer.Stop()

@@ -390,6 +390,15 @@ func TestParseProcess(t *testing.T) {
 			t.Errorf("%q: %+v, %v", status, p, ok)
 		}
 	}
+	for status, doomed := range map[string]bool{
+		"SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\n": false,
+		"SigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n": true,
+		"SigPnd:\t0000000000000000\nShdPnd:\t0000000000004100\n": true,
+	} {
+		if p, ok := parseProcess([]byte(stat), []byte(status)); !ok || p.doomed != doomed {
+			t.Errorf("%q: %+v, %v", status, p, ok)
+		}
+	}
 	for _, broken := range []string{"", "77", "77 (x) S 5"} {
 		if _, ok := parseProcess([]byte(broken), nil); ok {
 			t.Errorf("%q was understood", broken)

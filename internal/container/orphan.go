@@ -16,6 +16,7 @@ type process struct {
 	parent int
 	start  uint64 // field 22 of stat, clock ticks: with the pid it names one process for good
 	first  bool   // it is process 1 of a PID namespace below crid's: who loses a parent there gets it instead
+	doomed bool   // SIGKILL was sent to it and has not come to it: it is frozen, or sleeps in the kernel
 }
 
 // killOrphans ends the processes that execs of an earlier crid left in the container: their clients are gone,
@@ -96,8 +97,22 @@ func parseProcess(stat, status []byte) (process, bool) {
 			levels := strings.Fields(pids)
 			p.first = len(levels) > 1 && levels[len(levels)-1] == "1"
 		}
+		for _, pending := range [...]string{"SigPnd:", "ShdPnd:"} {
+			if mask, ok := strings.CutPrefix(line, pending); ok {
+				signals, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+				p.doomed = p.doomed || err == nil && signals&(1<<(unix.SIGKILL-1)) != 0
+			}
+		}
 	}
 	return p, true
+}
+
+// doomed tells whether an earlier crid was about to kill the container: it died between freezing what it kills and
+// thawing it again.
+func (c *Container) doomed() bool {
+	ref := c.Status().ref
+	p, ok := readProcess(ref.PID)
+	return ok && p.start == ref.Start && p.doomed
 }
 
 // killExactly kills the process pid if it is still the one that began at start.

@@ -322,6 +322,33 @@ func TestRealRestart(t *testing.T) {
 	})
 }
 
+// A crid that dies while it kills leaves the container frozen with the signal waiting: neither running nor ended.
+func TestRealKillCutShort(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, h *machine) {
+		m, end := h.open()
+		old := mustStart(t, m, h.request("web", "sleep", "1000"))
+		freezer := filepath.Join("/sys/fs/cgroup/freezer", old.Cgroup(), "freezer.state")
+		if err := os.WriteFile(freezer, []byte("FROZEN"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := old.proc.Signal(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		end()
+		m, end = h.open()
+		defer end()
+		if errs := m.Load(t.Context()); len(errs) > 0 {
+			t.Error(errs)
+		}
+		c := loaded(t, m, old)
+		<-c.exited
+		if s := c.Status(); s.ExitCode != 137 {
+			t.Errorf("got %+v", s.Life)
+		}
+		h.removeAll(m)
+	})
+}
+
 // hangingExec starts an exec that does not end with its manager, as that of a crid that is killed, and returns once
 // its command runs.
 func (h *machine) hangingExec(c *Container) <-chan oci.ExecResult {
