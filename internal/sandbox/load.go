@@ -17,9 +17,9 @@ import (
 const loaders = 16
 
 // Load reads what an earlier crid left, after the containers were loaded: afterwards every pod is listed as
-// it is. Pods that were being created or removed are erased in the background, tombstones retried. Each
-// error is about one pod, in Unreadable if its record cannot be read, or about a store that cannot be read at all;
-// none keeps crid from serving.
+// it is. Pods that were being created or removed are erased in the background, stops are finished there, tombstones
+// retried. Each error is about one pod, in Unreadable if its record cannot be read, or about a store that cannot be
+// read at all; none keeps crid from serving.
 func (m *Manager) Load(ctx context.Context) []error {
 	var (
 		mu   sync.Mutex // guards errs
@@ -116,6 +116,9 @@ func (m *Manager) recover(ctx context.Context, p *Pod) error {
 		return err
 	case rec.State == NotReady:
 		p.life.close()
+		if rec.Reason == reasonStopped {
+			m.stopLater(ctx, p)
+		}
 		return nil
 	}
 	reason, message := m.lost(p, rec)
@@ -158,6 +161,18 @@ func (m *Manager) eraseLater(ctx context.Context, p *Pod) {
 		err := m.erase(ctx, op)
 		if err != nil {
 			m.deps.Log.Warn("unfinished pod is left not ready: remove it with RemovePodSandbox", "pod", p.id, "err", err)
+		}
+		return err
+	})
+}
+
+// stopLater does behind Load what a Stop may not have come to before crid ended. After one that was complete there is
+// nothing to do, which takes no process and writes nothing.
+func (m *Manager) stopLater(ctx context.Context, p *Pod) {
+	m.join(ctx, p, opStop, func(ctx context.Context, op *operation) error {
+		err := m.stop(ctx, op)
+		if err != nil {
+			m.deps.Log.Warn("pod is not stopped entirely: stop it with StopPodSandbox, or remove it", "pod", p.id, "err", err)
 		}
 		return err
 	})

@@ -116,6 +116,36 @@ func TestStoppedPodIsNotDetachedTwice(t *testing.T) {
 	})
 }
 
+func TestAStopThatWasCutShortIsFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		m, l := h.start(t)
+		p := run(t, m, "a")
+		h.set(func(_ int, call string) verdict {
+			if call == "stop containers" {
+				return crashBefore
+			}
+			return pass
+		})
+		if err := m.Stop(t.Context(), p); err == nil {
+			t.Error("stop by a dead crid")
+		}
+		_ = l.m.Close(t.Context()) // of a crashed crid
+		h.set(nil)
+		m, _ = h.start(t)
+		synctest.Wait()
+		if h.count("del") != 1 || len(h.pins) > 0 {
+			t.Errorf("%d DELs, pins %v", h.count("del"), h.pins)
+		}
+		p, err := m.Get(p.ID())
+		if err != nil || p.Status().State != NotReady {
+			t.Fatalf("the pod: %v, %v", p, err)
+		}
+		remove(t, m, p)
+		h.nothingLeft(t, m)
+	})
+}
+
 func TestOneBadRecordHurtsOnePod(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, dir, id string){
 		"not JSON": func(t *testing.T, dir, id string) {

@@ -40,6 +40,9 @@ const (
 	NotReady State = "notready"
 )
 
+// reasonStopped is why a pod is not ready that a client has stopped.
+const reasonStopped = "Stopped"
+
 // moves is the table of transitions. A pod that is not ready may learn more of why, and of what is undone.
 var moves = map[State][]State{
 	Creating: {Ready, NotReady},

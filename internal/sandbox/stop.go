@@ -26,7 +26,7 @@ func (m *Manager) stop(ctx context.Context, op *operation) error {
 	}
 	empty, busy := p.life.close()
 	var errs failures
-	errs.add(m.move(p, NotReady, because("Stopped", "the pod was stopped")))
+	errs.add(m.move(p, NotReady, because(reasonStopped, "the pod was stopped")))
 	op.at("containers")
 	errs.add(m.deps.Containers.StopPod(ctx, p.id))
 	if busy {
