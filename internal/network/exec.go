@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -73,7 +74,7 @@ func (x *plugins) FindInPath(plugin string, dirs []string) (string, error) {
 }
 
 // ExecPlugin runs one plugin to its end. When ctx or the deadline ends first, the plugin's process group is
-// killed, so that nothing of it works on behind the error. The environment is environ's CNI_* of the protocol
+// killed, so that nothing of it works on behind the error; when crid dies, the plugin does. The environment is environ's CNI_* of the protocol
 // and PATH, nothing else.
 func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	run, cancel := context.WithTimeout(ctx, pluginDeadline)
@@ -84,7 +85,11 @@ func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	cmd.Stdin = bytes.NewReader(stdin)
 	stdout, stderr := &capped{limit: stdoutLimit}, &capped{limit: stderrLimit}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// Without crid nobody hears its answer, and what it still does would come behind the next crid's DEL. The signal
+	// comes when the thread ends that starts it, so that this goroutine keeps its own.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pluginDrain
 	failpoint.Hit("network/plugin/called")

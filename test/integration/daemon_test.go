@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,6 +20,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/isolate"
 )
 
 func TestVersionAndStatus(t *testing.T) {
@@ -361,7 +361,7 @@ func TestAHangingPluginHoldsNobody(t *testing.T) {
 	if took := time.Since(began); err == nil || took > 10*time.Second {
 		t.Errorf("crid took %v to stop: %v", took, err)
 	}
-	killAll(t, func(args []string) bool { return slices.Equal(args, []string{"sleep", "600"}) })
+	eventually(t, "the plugins to be gone with crid", func() bool { return isolate.Running(t, "sleep 600") == 0 })
 	if err := os.Remove(filepath.Join(c.CNIDir(), "00-hang.conflist")); err != nil {
 		t.Fatal(err)
 	}
