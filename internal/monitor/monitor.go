@@ -36,10 +36,11 @@ type Config struct {
 	Explain func(written string) string // makes one sentence of what a runtime wrote when it failed; nil = as it is
 }
 
-// Cgroups makes cgroups and moves processes into them.
+// Cgroups makes cgroups, moves processes into them and tells who is in them.
 type Cgroups interface {
 	Create(path string) error
 	Join(path string, pid int) error
+	Pids(path string) ([]int, error)
 }
 
 // Launcher starts monitors and finds them again. It may be used concurrently, but for one id one call at a time.

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,7 +65,7 @@ func (l *Launcher) Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, errors.Join(err, birth.close()))
 	}
 	failpoint.Hit("monitor/start/in-background")
-	pid, err := birth.created(ctx)
+	pid, err := l.created(ctx, birth, s)
 	if err = errors.Join(l.explain(s.ID, err), birth.close()); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", s.ID, err)
 	}
@@ -208,11 +209,61 @@ func (b *birth) release(ctx context.Context) error {
 		return nil // conmon took long to let go of its stderr
 	case err != nil && b.said() != "":
 		return errors.New(b.said())
+	case err != nil:
+		return fmt.Errorf("the monitor, %s, ended before it had begun: %w", b.cmd.Path, err)
 	}
-	return err
+	return nil
 }
 
-// created waits for the runtime's `create` and returns the pid of the container's main process.
+// created waits for the runtime's `create` and returns the pid of the container's main process. A runtime that was
+// killed when the container stood already is noticed: conmon waits for the container's output to end then, which it
+// does not.
+func (l *Launcher) created(ctx context.Context, b *birth, s Spec) (int, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() { // ends with the wait
+		tick := time.NewTicker(aloneCheck)
+		defer tick.Stop()
+		for alone := 0; alone < aloneChecks; {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+			alone++
+			if !l.alone(s) {
+				alone = 0
+			}
+		}
+		cancel(errAlone)
+	}()
+	pid, err := b.created(ctx)
+	if err != nil && context.Cause(ctx) == errAlone {
+		err = errAlone
+	}
+	return pid, err
+}
+
+// errAlone is why a creation has failed whose runtime is gone and whose monitor says nothing.
+var errAlone = fmt.Errorf("the runtime ended without an answer; was it killed? %w", errdef.Unavailable)
+
+// How often it is looked whether a monitor that gives no answer still has a runtime, and how often it must be alone.
+const (
+	aloneCheck  = time.Second
+	aloneChecks = 3
+)
+
+// alone tells whether nobody but the monitor is in its cgroup: the runtime is while it creates, and what it runs.
+func (l *Launcher) alone(s Spec) bool {
+	monitor, err := readPid(l.path(s.ID, monitorFile))
+	if err != nil {
+		return false
+	}
+	pids, err := l.cg.Pids(s.Cgroup)
+	return err == nil && slices.Equal(pids, []int{monitor})
+}
+
+// created waits for the monitor's answer.
 func (b *birth) created(ctx context.Context) (int, error) {
 	stop := context.AfterFunc(ctx, func() { _ = b.sync.SetReadDeadline(time.Now()) }) // a pipe takes deadlines
 	defer stop()
@@ -228,11 +279,11 @@ func (b *birth) created(ctx context.Context) (int, error) {
 	case err != nil:
 		return 0, fmt.Errorf("read from monitor: %w", err)
 	case len(text) == 0:
-		return 0, errors.New(cmp.Or(b.said(), "the runtime failed without a word"))
+		return 0, errors.New(cmp.Or(b.said(), "the runtime or its monitor failed without a word; was one of them killed?"))
 	case json.Unmarshal(text, &answer) != nil:
 		return 0, errors.New(string(text))
 	case answer.Data <= 0:
-		return 0, errors.New(cmp.Or(answer.Message, b.said(), "the runtime failed without a word"))
+		return 0, errors.New(cmp.Or(answer.Message, b.said(), "the runtime failed without a word; was it killed?"))
 	}
 	return answer.Data, nil
 }
@@ -294,7 +345,7 @@ func (b *birth) said() string {
 
 // explain puts the runtime's own words, from its log, in place of what the monitor passed on.
 func (l *Launcher) explain(id string, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errAlone) {
 		return err
 	}
 	said := ""

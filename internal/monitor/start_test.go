@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,6 +80,37 @@ func TestAFailedCreateIsToldInTheRuntimesWords(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A runtime that is killed when the container stands says nothing, and conmon waits for the container's output to end.
+func TestARuntimeThatIsKilledBehindItsWork(t *testing.T) {
+	h := newHost(t, "crun", t.TempDir())
+	s := h.spec("killed", "sleep 1000")
+	s.Runtime = filepath.Join(h.dir, "killed-runtime")
+	script := fmt.Sprintf("#!/bin/sh\n%s \"$@\"\nkill -9 $$\n", h.runtime)
+	if err := os.WriteFile(s.Runtime, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	_, err := h.Start(t.Context(), s)
+	if !errors.Is(err, errdef.Unavailable) || !strings.Contains(err.Error(), "killed") {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v to notice", took)
+	}
+}
+
+func TestAMonitorThatIsKilledBeforeItsWork(t *testing.T) {
+	h := newHost(t, "crun", t.TempDir())
+	h.cfg.Path = filepath.Join(h.dir, "conmon")
+	if err := os.WriteFile(h.cfg.Path, []byte("#!/bin/sh\nkill -9 $$\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := h.Start(t.Context(), h.spec("early", "true"))
+	if err == nil || !strings.Contains(err.Error(), "the monitor") || !strings.Contains(err.Error(), "killed") {
+		t.Error(err)
 	}
 }
 
