@@ -107,6 +107,11 @@ func Mirrors(hosts ...string) Option { return func(o *node.Options) { o.Mirrors 
 // Quiet logs warnings and errors only.
 func Quiet() Option { return func(o *node.Options) { o.Quiet = true } }
 
+// Program starts another binary than bin/crid, with more in its environment.
+func Program(binary string, env ...string) Option {
+	return func(o *node.Options) { o.Binary, o.Env = binary, append(o.Env, env...) }
+}
+
 // Serve serves the data directory of a registry and returns its address.
 func Serve(t *testing.T, data string) string {
 	t.Helper()
@@ -225,7 +230,7 @@ func (c *Crid) showLog(output io.Closer) {
 
 // end removes every pod, stops crid and looks for what is left.
 func (c *Crid) end() {
-	c.removeAll()
+	c.RemoveAll()
 	c.settled()
 	if err := c.Node.Stop(); err != nil {
 		c.t.Error("stop crid:", err)
@@ -234,7 +239,9 @@ func (c *Crid) end() {
 	c.nothingLeft()
 }
 
-func (c *Crid) removeAll() {
+// RemoveAll stops and removes every pod.
+func (c *Crid) RemoveAll() {
+	c.t.Helper()
 	pods, err := c.Node.Runtime.ListPodSandbox(c.Context(), nil)
 	if err != nil {
 		c.t.Error("list pods:", err)

@@ -66,35 +66,99 @@ func snap(t *testing.T, cgroupParent string) snapshot {
 // nothingLeft compares the machine with what it was before crid started.
 func (c *Crid) nothingLeft() {
 	c.t.Helper()
-	after := snap(c.t, c.Cgroup)
-	for kind, things := range after.things {
-		var left []string
-		for name := range things {
-			if !c.before.things[kind][name] && !mayStay(kind, name) {
-				left = append(left, name)
-			}
-		}
-		if sort.Strings(left); len(left) > 0 {
-			c.t.Errorf("left behind: %d %s(s):\n\t%s", len(left), kind, strings.Join(left, "\n\t"))
-		}
+	for _, thing := range c.leftSince(c.before) {
+		c.t.Error("left behind:", thing)
 	}
+}
+
+// Mark is what the machine held at one moment of crid's life.
+type Mark struct{ at snapshot }
+
+// Mark remembers what the machine holds now. It counts neither crid itself nor what crid holds open.
+func (c *Crid) Mark() Mark {
+	c.t.Helper()
+	return Mark{c.snap()}
+}
+
+// snap adds to what the machine holds what crid keeps for pods and containers. Before crid was started for the first
+// time there is none of that.
+func (c *Crid) snap() snapshot {
+	c.t.Helper()
+	s := snap(c.t, c.Cgroup)
 	leases, err := names(filepath.Join(c.Leases(), shortName(c.t)))
 	if err != nil {
 		c.t.Error(err)
 	}
+	s.things["IP lease"], s.things["file"] = map[string]bool{}, map[string]bool{}
 	for _, lease := range leases {
 		if lease != "lock" && !strings.HasPrefix(lease, "last_reserved_ip") {
-			c.t.Error("left behind: IP lease", lease)
+			s.things["IP lease"][lease] = true
 		}
 	}
 	for _, root := range []string{c.Root(), c.RunRoot} {
-		c.noIDs(root)
+		for _, path := range c.withIDs(root) {
+			s.things["file"][path] = true
+		}
+	}
+	return s
+}
+
+// LeftSince waits until nothing is there any more that came after the mark, and returns what stays; crid runs on, the
+// same or another.
+func (c *Crid) LeftSince(m Mark) []string {
+	c.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(settleLimit)
+	for {
+		left := c.leftSince(m.at)
+		if len(left) == 0 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			return left
+		}
 	}
 }
 
-// mayStay excuses the mount that the directory of network namespaces is: crid shares it with `ip netns`.
-func mayStay(kind, name string) bool {
-	return kind == "mount" && name == "/run/netns"
+// leftSince lists what is there and was not.
+func (c *Crid) leftSince(before snapshot) []string {
+	c.t.Helper()
+	after := c.snap()
+	var left []string
+	for kind, things := range after.things {
+		for name := range things {
+			if !before.things[kind][name] && !c.mayStay(kind, name) {
+				left = append(left, kind+" "+name)
+			}
+		}
+	}
+	sort.Strings(left)
+	return left
+}
+
+// mayStay excuses crid itself while it runs, the mount that the directory of network namespaces is, since crid shares
+// it with `ip netns`, and the one that it has for its other namespaces.
+func (c *Crid) mayStay(kind, name string) bool {
+	switch kind {
+	case "mount":
+		return name == "/run/netns" || name == filepath.Join(c.RunRoot, "ns") && c.alive()
+	case "process":
+		return c.alive() && strings.HasPrefix(name, strconv.Itoa(c.PID())+" ")
+	}
+	return false
+}
+
+// alive tells whether crid runs.
+func (c *Crid) alive() bool {
+	select {
+	case <-c.Exited():
+		return false
+	default:
+		return true
+	}
 }
 
 // removeBridge takes away what the bridge plugin keeps: the next test's bridge has the same subnet.
@@ -113,9 +177,10 @@ func (c *Crid) removeBridge() {
 	}
 }
 
-// noIDs fails the test for every file below root that is named after a pod or container. The image store is
-// left out: its layers' names are ids of another kind.
-func (c *Crid) noIDs(root string) {
+// withIDs lists every file below root that is named after a pod or container. The image store is left out: its layers'
+// names are ids of another kind.
+func (c *Crid) withIDs(root string) (found []string) {
+	c.t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -125,7 +190,7 @@ func (c *Crid) noIDs(root string) {
 		case d.IsDir() && d.Name() == "storage":
 			return filepath.SkipDir
 		case idPattern.MatchString(d.Name()):
-			c.t.Error("left behind:", path)
+			found = append(found, path)
 			if d.IsDir() {
 				return filepath.SkipDir
 			}
@@ -135,6 +200,7 @@ func (c *Crid) noIDs(root string) {
 	if err != nil {
 		c.t.Error(err)
 	}
+	return found
 }
 
 // settled waits until crid is down to the goroutines and fds that it had when it had just started.

@@ -145,7 +145,12 @@ func (p *Pod) TryCreate(cfg *runtime.ContainerConfig) (*Container, error) {
 		p.c.Pull(image)
 	}
 	id, err := p.c.Node.Runtime.CreateContainer(p.c.Context(), p.ID, cfg, p.Config)
-	return &Container{ID: id, Config: cfg, c: p.c}, err
+	return p.Container(id, cfg), err
+}
+
+// Container is the container of an id that a test has got by itself.
+func (p *Pod) Container(id string, cfg *runtime.ContainerConfig) *Container {
+	return &Container{ID: id, Config: cfg, c: p.c}
 }
 
 // Create creates a container that runs a shell command.
@@ -225,6 +230,16 @@ func (ctr *Container) Wait() *runtime.ContainerStatus {
 		}
 	}
 }
+
+// TryExec runs a shell command in the container, for a few seconds at most.
+func (ctr *Container) TryExec(shell string) error {
+	ctr.c.t.Helper()
+	_, _, err := ctr.c.Node.Runtime.ExecSync(ctr.c.Context(), ctr.ID, []string{"sh", "-c", shell}, execLimit)
+	return err
+}
+
+// execLimit bounds a command that should be done at once.
+const execLimit = 5 * time.Second
 
 // Exec runs a shell command in the container and fails the test unless it exits with 0.
 func (ctr *Container) Exec(shell string) string {

@@ -35,6 +35,7 @@ type Options struct {
 	Config   string   // a drop-in of crid.toml
 	Conflist string   // CNI network; empty = Conflist's; "none" = no network is configured
 	Quiet    bool     // log only what is worth an operator's attention
+	Env      []string // of crid, beside this program's
 	Output   *os.File
 }
 
@@ -87,6 +88,7 @@ func (n *Node) PID() int { return n.cmd.Process.Pid }
 func (n *Node) Again(ctx context.Context) error {
 	n.cmd = exec.Command(n.options.Binary, "--config", n.ConfigFile())
 	n.cmd.Stdout, n.cmd.Stderr = n.options.Output, n.options.Output
+	n.cmd.Env = append(os.Environ(), n.options.Env...)
 	if err := n.cmd.Start(); err != nil {
 		return fmt.Errorf("start crid: %w", err)
 	}

@@ -1,0 +1,317 @@
+package crash
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/isolate"
+)
+
+// stuck is the command line of a program that was told to hang.
+const stuck = "sleep 987654"
+
+// wrapper stands in for a program. The file order may tell it, once, what to do at a verb: to be killed before or after
+// the work, or to hang instead of it. Besides, conmon may be killed as soon as it has written its pid file (begun), or
+// once the container is created (late): its work goes on behind the process that crid started.
+const wrapper = `#!/bin/sh
+verb=${CNI_COMMAND:-none}
+for arg in "$@"; do
+	case $arg in
+	create|start|delete|exec|update) [ "$verb" = none ] && verb=$arg ;;
+	--conmon-pidfile=*) verb=monitor monitor=${arg#*=} ;;
+	--container-pidfile=*) container=${arg#*=} ;;
+	esac
+done
+mode=none
+read -r wanted what < %[1]s/order 2>/dev/null
+if [ "$wanted" = "$verb" ]; then
+	mode=$what
+	mv %[1]s/order %[1]s/obeyed
+fi
+case $mode in
+none) exec %[2]s "$@" ;;
+before) kill -9 $$ ;;
+hang) exec ` + stuck + ` ;;
+after) %[2]s "$@"; kill -9 $$ ;;
+begun) %[2]s "$@"; kill -9 $(cat "$monitor") ;;
+late) %[2]s "$@"; (while ! [ -s "$container" ]; do sleep 0.01; done; kill -9 $(cat "$monitor")) >/dev/null 2>&1 & ;;
+esac
+`
+
+// faulty is a crid whose programs can be told to fail, and a pod that must not notice.
+type faulty struct {
+	*harness.Crid
+	t     *testing.T
+	dir   string
+	other *harness.Container
+}
+
+func startFaulty(t *testing.T) *faulty {
+	t.Helper()
+	dir, err := os.MkdirTemp(isolate.Scratch(), "faulty-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &faulty{t: t, dir: dir}
+	f.wrap("crun", "")
+	f.wrap("conmon", "")
+	f.wrap("bridge", "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni")
+	f.Crid = harness.Start(t, harness.Quiet(), harness.Runtime("crun"), harness.Config(fmt.Sprintf(
+		"conmon = \"%[1]s/conmon\"\n[runtimes.crun]\npath = \"%[1]s/crun\"\n[network]\nbin_dirs = [%[1]q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", dir)))
+	f.other = f.RunPod().Run("exec sleep 1000")
+	f.other.Exec("until grep -q ^sleep /proc/1/cmdline; do sleep 0.01; done") // by this name it is known from now on
+	return f
+}
+
+// wrap puts a wrapper before a program that is found in path, by default the environment's.
+func (f *faulty) wrap(name, path string) {
+	f.t.Helper()
+	var real string
+	for _, dir := range filepath.SplitList(path) {
+		if file := filepath.Join(dir, name); real == "" && exec.Command("test", "-x", file).Run() == nil {
+			real = file
+		}
+	}
+	if path == "" {
+		var err error
+		if real, err = exec.LookPath(name); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	if real == "" {
+		f.t.Fatalf("%s is in none of %s", name, path)
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, name), fmt.Appendf(nil, wrapper, f.dir, real), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// order tells the program that does verb what to do there, once.
+func (f *faulty) order(verb, mode string) {
+	f.t.Helper()
+	err := os.Remove(filepath.Join(f.dir, "obeyed"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, "order"), []byte(verb+" "+mode+"\n"), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// obeyed fails the test when the program was not run.
+func (f *faulty) obeyed() {
+	f.t.Helper()
+	if _, err := os.Stat(filepath.Join(f.dir, "obeyed")); err != nil {
+		f.t.Errorf("the program was not run: %v", err)
+	}
+}
+
+// unharmed looks whether the other pod goes on, and whether crid answers.
+func (f *faulty) unharmed() {
+	f.t.Helper()
+	if s := f.other.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING {
+		f.t.Errorf("another pod's container is %v", s)
+	}
+	f.other.Exec("true")
+}
+
+// unstick ends the programs that hang, as an operator would.
+func (f *faulty) unstick() {
+	f.t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " ")) != stuck {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err != nil && !errors.Is(err, syscall.ESRCH) {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+// fault is a verb of a program that crid runs, and the call that makes it do so.
+type fault struct {
+	verb  string
+	modes []string
+	set   func(f *faulty) (call func(ctx context.Context) error)
+	fails bool // the call answers with an error when the program is killed
+	final bool // it cannot be repeated then: what it is about has ended
+	alone bool // the end of the client's patience ends the program too
+}
+
+var killedAndHanging = []string{"before", "after", "hang"}
+
+var faults = []fault{
+	{verb: "ADD", modes: killedAndHanging, fails: true, set: func(f *faulty) func(context.Context) error {
+		cfg := f.PodConfig()
+		return func(ctx context.Context) error {
+			_, err := f.Runtime.RunPodSandbox(ctx, cfg, "")
+			return err
+		}
+	}},
+	{verb: "DEL", modes: killedAndHanging, set: func(f *faulty) func(context.Context) error {
+		pod := f.RunPod()
+		return func(ctx context.Context) error { return f.Runtime.StopPodSandbox(ctx, pod.ID) }
+	}},
+	{verb: "monitor", modes: []string{"before", "begun", "hang"}, fails: true, set: createCall},
+	{verb: "monitor", modes: []string{"late"}, set: createCall},
+	{verb: "create", modes: killedAndHanging, fails: true, set: createCall},
+	{verb: "start", modes: killedAndHanging, fails: true, final: true, set: func(f *faulty) func(context.Context) error {
+		ctr := f.RunPod().Create("sleep 1000")
+		return func(ctx context.Context) error { return f.Runtime.StartContainer(ctx, ctr.ID) }
+	}},
+	{verb: "delete", modes: killedAndHanging, set: func(f *faulty) func(context.Context) error {
+		ctr := f.RunPod().Run("sleep 1000")
+		return func(ctx context.Context) error { return f.Runtime.RemoveContainer(ctx, ctr.ID) }
+	}},
+	{verb: "exec", modes: killedAndHanging, fails: true, alone: true, set: func(f *faulty) func(context.Context) error {
+		ctr := f.RunPod().Run("sleep 1000")
+		return func(ctx context.Context) error {
+			_, _, err := f.Runtime.ExecSync(ctx, ctr.ID, []string{"true"}, 0)
+			return err
+		}
+	}},
+	{verb: "update", modes: killedAndHanging, fails: true, set: func(f *faulty) func(context.Context) error {
+		ctr := f.RunPod().Run("sleep 1000")
+		change := &runtime.ContainerResources{Linux: &runtime.LinuxContainerResources{CpuShares: 512}}
+		return func(ctx context.Context) error { return f.Runtime.UpdateContainerResources(ctx, ctr.ID, change) }
+	}},
+}
+
+func createCall(f *faulty) func(context.Context) error {
+	pod := f.RunPod()
+	cfg := pod.ContainerConfig("sleep 1000")
+	f.Pull(strings.TrimPrefix(cfg.Image.Image, harness.Ref("")))
+	return func(ctx context.Context) error {
+		_, err := f.Runtime.CreateContainer(ctx, pod.ID, cfg, pod.Config)
+		return err
+	}
+}
+
+func TestForeignProgramsKilledOrHanging(t *testing.T) {
+	f := startFaulty(t)
+	for _, fault := range faults {
+		for _, mode := range fault.modes {
+			name := fault.verb + " " + mode
+			before := f.Mark()
+			call := fault.set(f)
+			f.order(fault.verb, mode)
+			if mode == "hang" {
+				f.hanging(name, fault, call)
+			} else {
+				f.killed(name, fault, call)
+			}
+			f.obeyed()
+			f.unharmed()
+			f.removeOthers()
+			for _, left := range f.LeftSince(before) {
+				t.Errorf("%s: left behind: %s", name, left)
+			}
+			if t.Failed() {
+				t.Fatalf("%s was the last", name)
+			}
+		}
+	}
+}
+
+// killed plays a program that is killed at its verb.
+func (f *faulty) killed(name string, fault fault, call func(context.Context) error) {
+	f.t.Helper()
+	began := time.Now()
+	err := call(f.Context())
+	if (err != nil) != fault.fails {
+		f.t.Errorf("%s: %v", name, err)
+	}
+	if err != nil && !strings.Contains(err.Error(), "killed") {
+		f.t.Errorf("%s: the error does not say what happened: %v", name, err)
+	}
+	if took := time.Since(began); took > atOnce {
+		f.t.Errorf("%s: the answer took %v", name, took)
+	}
+	err = call(f.Context())
+	if (err != nil) != fault.final {
+		f.t.Errorf("%s, the call again: %v", name, err)
+	}
+}
+
+// patience is how long the client of a hanging program waits.
+const patience = 500 * time.Millisecond
+
+// hanging plays a program that hangs at its verb: the client's patience ends, what it tries again joins, nobody else
+// notices, and once somebody ends the program all is as if it had been killed.
+func (f *faulty) hanging(name string, fault fault, call func(context.Context) error) {
+	f.t.Helper()
+	for try := range 2 {
+		if fault.alone && try > 0 {
+			break
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		err := call(ctx)
+		if err == nil || ctx.Err() == nil {
+			f.t.Errorf("%s: %v before the client's patience ended", name, err)
+		}
+		cancel()
+	}
+	if fault.alone {
+		eventually(f.t, name+": the program's end with its client", func() bool { return isolate.Running(f.t, stuck) == 0 })
+	} else if n := isolate.Running(f.t, stuck); n != 1 {
+		f.t.Errorf("%s: %d programs hang, of two calls that are one", name, n)
+	}
+	f.unharmed()
+	f.unstick()
+	var err error
+	for range 2 { // the first may share the outcome of the program that hung
+		if err = call(f.Context()); err == nil {
+			break
+		}
+	}
+	if (err != nil) != fault.final {
+		f.t.Errorf("%s, the call again: %v", name, err)
+	}
+}
+
+// removeOthers removes all pods but the one that goes on.
+func (f *faulty) removeOthers() {
+	f.t.Helper()
+	pods, err := f.Runtime.ListPodSandbox(f.Context(), nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, pod := range pods {
+		if pod.Id == f.otherPod() {
+			continue
+		}
+		if err := f.Runtime.RemovePodSandbox(f.Context(), pod.Id); err != nil {
+			f.t.Errorf("remove pod: %v", err)
+		}
+	}
+}
+
+func (f *faulty) otherPod() string {
+	f.t.Helper()
+	list, err := f.Runtime.ListContainers(f.Context(), &runtime.ContainerFilter{Id: f.other.ID})
+	if err != nil || len(list) != 1 {
+		f.t.Fatalf("another pod's container: %v, %v", list, err)
+	}
+	return list[0].PodSandboxId
+}

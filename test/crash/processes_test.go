@@ -1,0 +1,188 @@
+package crash
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/isolate"
+)
+
+var processScenarios = []scenario{
+	{name: "StartContainer", set: start},
+	{name: "StopContainer", set: stop("sleep 1000", 0)},
+	{name: "StopContainer within its grace", set: stop("trap 'exit 3' TERM; touch /tmp/up; while :; do sleep 0.05; done", 30)},
+	{name: "UpdateContainerResources", set: update},
+	{name: "ReopenContainerLog", set: reopen},
+	{name: "ExecSync", set: execSync},
+}
+
+func start(t *testing.T, c *harness.Crid) act {
+	ctr := c.RunPod().Create("sleep 1000")
+	return act{
+		call: func() error { return c.Runtime.StartContainer(c.Context(), ctr.ID) },
+		between: func() {
+			if s := ctr.Status().State; s != runtime.ContainerState_CONTAINER_CREATED && s != runtime.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("the container is %v", s)
+			}
+			consistent(t, c, ctr)
+		},
+		after: func() {
+			if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("the container is %v", s)
+			}
+			ctr.Exec("true")
+		},
+	}
+}
+
+func stop(shell string, grace int64) func(*testing.T, *harness.Crid) act {
+	return func(t *testing.T, c *harness.Crid) act {
+		ctr := c.RunPod().Run(shell)
+		if grace > 0 {
+			ctr.Exec("while ! [ -e /tmp/up ]; do sleep 0.02; done")
+		}
+		return act{
+			call:    func() error { return c.Runtime.StopContainer(c.Context(), ctr.ID, grace) },
+			between: func() { consistent(t, c, ctr) },
+			after: func() {
+				s := ctr.Status()
+				if s.State != runtime.ContainerState_CONTAINER_EXITED {
+					t.Errorf("the container is %v", s)
+				}
+				if grace > 0 && s.ExitCode != 3 {
+					t.Errorf("it ended by itself with code 3, and is said to have with %d (%s)", s.ExitCode, s.Message)
+				}
+			},
+		}
+	}
+}
+
+// update changes limits in a way that takes crid several steps.
+func update(t *testing.T, c *harness.Crid) act {
+	before := &runtime.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
+	change := &runtime.LinuxContainerResources{CpuShares: 256, CpuQuota: -1, MemoryLimitInBytes: 32 << 20}
+	ctr := c.RunPod().Run("sleep 1000", func(cfg *runtime.ContainerConfig) { cfg.Linux.Resources = before })
+	told := func() (shares int64, memory int64) {
+		r := ctr.Status().Resources.Linux
+		return r.CpuShares, r.MemoryLimitInBytes
+	}
+	return act{
+		call: func() error {
+			return c.Runtime.UpdateContainerResources(c.Context(), ctr.ID, &runtime.ContainerResources{Linux: change})
+		},
+		between: func() {
+			shares, memory := told()
+			if shares != before.CpuShares && shares != change.CpuShares || (shares == change.CpuShares) != (memory == change.MemoryLimitInBytes) {
+				t.Errorf("told: %d shares and %d bytes", shares, memory)
+			}
+			if s, m := limit(t, c, ctr, "cpu/cpu.shares"), limit(t, c, ctr, "memory/memory.limit_in_bytes"); s != shares || m != memory {
+				t.Errorf("told: %d shares and %d bytes; in force: %d and %d", shares, memory, s, m)
+			}
+		},
+		after: func() {
+			shares, memory := told()
+			if shares != change.CpuShares || memory != change.MemoryLimitInBytes {
+				t.Errorf("told after the update: %d shares and %d bytes", shares, memory)
+			}
+			if s, q := limit(t, c, ctr, "cpu/cpu.shares"), limit(t, c, ctr, "cpu/cpu.cfs_quota_us"); s != shares || q != -1 {
+				t.Errorf("in force after the update: %d shares, quota %d", s, q)
+			}
+		},
+	}
+}
+
+// limit reads a file of the container's cgroup.
+func limit(t *testing.T, c *harness.Crid, ctr *harness.Container, file string) int64 {
+	t.Helper()
+	controller, name, _ := strings.Cut(file, "/")
+	raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, c.Cgroup, "crid-"+ctr.ID, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// reopen rotates the log of a container that counts.
+func reopen(t *testing.T, c *harness.Crid) act {
+	ctr := c.RunPod().Run("i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
+	log := ctr.Status().LogPath
+	eventually(t, "a first line", func() bool { return lines(t, log) > 0 })
+	if err := os.Rename(log, log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	return act{
+		call: func() error { return c.Runtime.ReopenContainerLog(c.Context(), ctr.ID) },
+		after: func() {
+			eventually(t, "a line in the new log", func() bool { return lines(t, log) > 0 })
+			ctr.Stop(0)
+			if got, want := lines(t, log+".1")+lines(t, log), last(t, log)+1; got != want {
+				t.Errorf("the logs have %d lines, %d were written", got, want)
+			}
+		},
+	}
+}
+
+// lines counts the lines of a log, which may not be there yet.
+func lines(t *testing.T, log string) int {
+	t.Helper()
+	raw, err := os.ReadFile(log)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return strings.Count(string(raw), "\n")
+}
+
+// last is the number in the last line of a log.
+func last(t *testing.T, log string) int {
+	t.Helper()
+	raw, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(raw))
+	n, err := strconv.Atoi(fields[len(fields)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func execSync(t *testing.T, c *harness.Crid) act {
+	ctr := c.RunPod().Run("sleep 1000")
+	return act{
+		call: func() error {
+			out, _, err := c.Runtime.ExecSync(c.Context(), ctr.ID, []string{"sh", "-c", "sleep 0.1234; echo done"}, time.Minute)
+			if err == nil && string(out) != "done\n" {
+				t.Errorf("the command said %q", out)
+			}
+			return err
+		},
+		between: func() {
+			consistent(t, c, ctr)
+			eventually(t, "the end of the command", func() bool { return isolate.Running(t, "sleep 0.1234") == 0 })
+		},
+		after: func() { consistent(t, c, ctr) },
+	}
+}
+
+// eventually waits up to ten seconds until what holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(10 * time.Second); !holds(); <-time.After(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("%s: not within ten seconds", what)
+		}
+	}
+}
