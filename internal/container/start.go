@@ -27,7 +27,12 @@ func (c *Container) Start(ctx context.Context) error {
 		if s == nil || err != nil {
 			return err
 		}
-		if err := s.wait(ctx); !errors.Is(err, errNotStarted) {
+		err = s.wait(ctx)
+		switch {
+		case errors.Is(err, errNotStarted):
+		case err != nil && ctx.Err() != nil:
+			return fmt.Errorf("start %s: %w", c, err)
+		default:
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -132,7 +133,7 @@ func (r *Runtime) startExec(id string, e Exec, s Streams, connect connector) (x 
 // start runs x.cmd with its stdio connected to s.
 func (x *execution) start(theirs ends, s Streams) error {
 	terminal := x.stdio.console != nil // of the runtime's own
-	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !terminal, Setsid: terminal, Setctty: terminal}
+	x.cmd.SysProcAttr = withCrid(&syscall.SysProcAttr{Setpgid: !terminal, Setsid: terminal, Setctty: terminal})
 	// A nil *os.File in an interface is not nil.
 	if theirs.stdin != nil {
 		x.cmd.Stdin = theirs.stdin
@@ -140,12 +141,21 @@ func (x *execution) start(theirs ends, s Streams) error {
 	if theirs.stdout != nil {
 		x.cmd.Stdout, x.cmd.Stderr = theirs.stdout, theirs.stderr
 	}
-	if err := errors.Join(x.cmd.Start(), theirs.close()); err != nil {
+	started := make(chan error)
+	go func() { // ends with the runtime
+		runtime.LockOSThread() // see withCrid
+		defer runtime.UnlockOSThread()
+		err := x.cmd.Start()
+		started <- err
+		if err == nil {
+			x.ended <- x.cmd.Wait()
+		}
+	}()
+	if err := errors.Join(<-started, theirs.close()); err != nil {
 		return err
 	}
 	failpoint.Hit("oci/exec/started")
 	x.stdio.run(s)
-	go func() { x.ended <- x.cmd.Wait() }() // ends with the runtime
 	return nil
 }
 

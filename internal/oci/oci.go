@@ -132,14 +132,13 @@ func (r *Runtime) State(ctx context.Context, id string) (specs.State, error) {
 	return state, nil
 }
 
-// Update changes the limits of the running container id. Fields of res that are nil stay as they are. It goes on no
-// longer than crid.
+// Update changes the limits of the running container id. Fields of res that are nil stay as they are.
 func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResources) error {
 	body, err := json.Marshal(res)
 	if err != nil {
 		return fmt.Errorf("write resources of container %s: %w", id, err)
 	}
-	_, err = r.run(ctx, call{verb: "update", args: []string{"--resources", "-", id}, stdin: body, limit: quickVerb, tied: true})
+	_, err = r.run(ctx, call{verb: "update", args: []string{"--resources", "-", id}, stdin: body, limit: quickVerb})
 	return err
 }
 

@@ -33,7 +33,6 @@ type call struct {
 	args  []string
 	stdin []byte // nil = /dev/null
 	limit time.Duration
-	tied  bool // the binary does not outlive crid: what it would do then is undone by the next
 }
 
 // run runs the binary for c and returns its stdout. The error carries the runtime's own message.
@@ -54,13 +53,10 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 	if c.stdin != nil {
 		cmd.Stdin = bytes.NewReader(c.stdin)
 	}
-	if c.tied {
-		// The kernel sends the signal when the thread that started the process ends.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	}
 	failpoint.Hit("oci/run/called")
+	runtime.LockOSThread() // see withCrid
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = withCrid(&syscall.SysProcAttr{})
 	err = cmd.Run()
 	failpoint.Hit("oci/run/answered")
 	// A hook that keeps the pipes says nothing about the verb, which has succeeded.
@@ -68,6 +64,13 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 		return stdout.bytes(), nil
 	}
 	return nil, fmt.Errorf("%s %s of container %s: %w", r.cfg.Name, c.verb, c.args[len(c.args)-1], r.reason(ctx, err, stderr.bytes()))
+}
+
+// withCrid lets a runtime die with crid: nobody would hear from it, and what it still did would come behind what the next
+// crid finds out and undoes. The signal comes when the thread ends that started it: the caller keeps its own until the runtime has ended.
+func withCrid(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
+	attr.Pdeathsig = syscall.SIGKILL
+	return attr
 }
 
 // reason makes one error of how a run of the binary ended: ctx is the run's.

@@ -159,39 +159,40 @@ type fault struct {
 	alone bool // the end of the client's patience ends the program too
 }
 
-var killedAndHanging = []string{"before", "after", "hang"}
+// The modes, besides those of the wrapper: crash kills crid while the program hangs.
+var allModes = []string{"before", "after", "hang", "crash"}
 
 var faults = []fault{
-	{verb: "ADD", modes: killedAndHanging, fails: true, set: func(f *faulty) func(context.Context) error {
+	{verb: "ADD", modes: allModes, fails: true, set: func(f *faulty) func(context.Context) error {
 		cfg := f.PodConfig()
 		return func(ctx context.Context) error {
 			_, err := f.Runtime.RunPodSandbox(ctx, cfg, "")
 			return err
 		}
 	}},
-	{verb: "DEL", modes: killedAndHanging, set: func(f *faulty) func(context.Context) error {
+	{verb: "DEL", modes: allModes, set: func(f *faulty) func(context.Context) error {
 		pod := f.RunPod()
 		return func(ctx context.Context) error { return f.Runtime.StopPodSandbox(ctx, pod.ID) }
 	}},
-	{verb: "monitor", modes: []string{"before", "begun", "hang"}, fails: true, set: createCall},
+	{verb: "monitor", modes: []string{"before", "begun", "hang", "crash"}, fails: true, set: createCall},
 	{verb: "monitor", modes: []string{"late"}, set: createCall},
-	{verb: "create", modes: killedAndHanging, fails: true, set: createCall},
-	{verb: "start", modes: killedAndHanging, fails: true, final: true, set: func(f *faulty) func(context.Context) error {
+	{verb: "create", modes: allModes, fails: true, set: createCall},
+	{verb: "start", modes: allModes, fails: true, final: true, set: func(f *faulty) func(context.Context) error {
 		ctr := f.RunPod().Create("sleep 1000")
 		return func(ctx context.Context) error { return f.Runtime.StartContainer(ctx, ctr.ID) }
 	}},
-	{verb: "delete", modes: killedAndHanging, set: func(f *faulty) func(context.Context) error {
+	{verb: "delete", modes: allModes, set: func(f *faulty) func(context.Context) error {
 		ctr := f.RunPod().Run("sleep 1000")
 		return func(ctx context.Context) error { return f.Runtime.RemoveContainer(ctx, ctr.ID) }
 	}},
-	{verb: "exec", modes: killedAndHanging, fails: true, alone: true, set: func(f *faulty) func(context.Context) error {
+	{verb: "exec", modes: allModes, fails: true, alone: true, set: func(f *faulty) func(context.Context) error {
 		ctr := f.RunPod().Run("sleep 1000")
 		return func(ctx context.Context) error {
 			_, _, err := f.Runtime.ExecSync(ctx, ctr.ID, []string{"true"}, 0)
 			return err
 		}
 	}},
-	{verb: "update", modes: killedAndHanging, fails: true, set: func(f *faulty) func(context.Context) error {
+	{verb: "update", modes: allModes, fails: true, set: func(f *faulty) func(context.Context) error {
 		ctr := f.RunPod().Run("sleep 1000")
 		change := &runtime.ContainerResources{Linux: &runtime.LinuxContainerResources{CpuShares: 512}}
 		return func(ctx context.Context) error { return f.Runtime.UpdateContainerResources(ctx, ctr.ID, change) }
@@ -215,10 +216,15 @@ func TestForeignProgramsKilledOrHanging(t *testing.T) {
 			name := fault.verb + " " + mode
 			before := f.Mark()
 			call := fault.set(f)
-			f.order(fault.verb, mode)
-			if mode == "hang" {
+			switch mode {
+			case "hang":
+				f.order(fault.verb, "hang")
 				f.hanging(name, fault, call)
-			} else {
+			case "crash":
+				f.order(fault.verb, "hang")
+				f.crashing(name, call)
+			default:
+				f.order(fault.verb, mode)
 				f.killed(name, fault, call)
 			}
 			f.obeyed()
@@ -288,6 +294,23 @@ func (f *faulty) hanging(name string, fault fault, call func(context.Context) er
 	if (err != nil) != fault.final {
 		f.t.Errorf("%s, the call again: %v", name, err)
 	}
+}
+
+// crashing kills crid while a program hangs: the next crid has it no more, and the call succeeds when it is repeated.
+func (f *faulty) crashing(name string, call func(context.Context) error) {
+	f.t.Helper()
+	answer := make(chan error, 1)
+	ctx := f.Context()
+	go func() { answer <- call(ctx) }() // ends with crid
+	eventually(f.t, name+": a program that hangs", func() bool { return isolate.Running(f.t, stuck) == 1 })
+	f.Crash()
+	if err := <-answer; err == nil {
+		f.t.Errorf("%s: the call succeeded", name)
+	}
+	if err := call(f.Context()); err != nil {
+		f.t.Errorf("%s, the call again: %v", name, err)
+	}
+	eventually(f.t, name+": the end of the program that hangs", func() bool { return isolate.Running(f.t, stuck) == 0 })
 }
 
 // removeOthers removes all pods but the one that goes on.
