@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,13 @@ func (e *lockedError) Error() string {
 		return "in use by crid fsck, pid " + e.pid
 	}
 	return "in use by another crid, pid " + e.pid
+}
+
+// gone tells whether who took the lock is no more. A child that was forked, and has not executed its program yet, keeps it
+// then for a moment.
+func (e *lockedError) gone() bool {
+	pid, err := strconv.Atoi(e.pid)
+	return err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 }
 
 // locks are those of the two roots.

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -34,7 +37,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// playHolder locks dir, says so, and holds on until its input ends.
+// playHolder locks dir, says so, and holds on until its child ends.
 func playHolder(dir string) int {
 	l, err := lock(dir, serving)
 	if err != nil {
@@ -42,8 +45,15 @@ func playHolder(dir string) int {
 		return 1
 	}
 	defer l.Close()
+	// It has what a forked process has before it executes its program, and ends with the test's input.
+	child := exec.Command("cat")
+	child.Stdin, child.ExtraFiles = os.Stdin, []*os.File{l}
+	if err := child.Start(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
 	fmt.Println("locked")
-	if _, err := os.Stdin.Read(make([]byte, 1)); err == nil {
+	if err := child.Wait(); err != nil {
 		return 1
 	}
 	return 0
@@ -105,22 +115,7 @@ func TestTheCommandsAboutConfiguration(t *testing.T) {
 
 func TestASecondCridIsToldWhoHoldsTheRoot(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "root")
-	holder := exec.CommandContext(t.Context(), os.Args[0], dir)
-	holder.Env = append(os.Environ(), playVar+"=holder")
-	in, err := holder.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := holder.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if said, err := readLine(out); err != nil || said != "locked" {
-		t.Fatalf("the holder says %q, %v", said, err)
-	}
+	holder, in := startHolder(t, dir)
 	if _, err := lock(dir, serving); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("lock %s: in use by another crid, pid %d", dir, holder.Process.Pid)) {
 		t.Errorf("got %v", err)
 	}
@@ -138,6 +133,56 @@ func TestASecondCridIsToldWhoHoldsTheRoot(t *testing.T) {
 		t.Errorf("the lock is signed by %d", pid)
 	}
 	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// startHolder starts a process that holds the lock of dir; it ends when its input does.
+func startHolder(t *testing.T, dir string) (holder *exec.Cmd, in io.Closer) {
+	t.Helper()
+	holder = exec.CommandContext(t.Context(), os.Args[0], dir)
+	holder.Env = append(os.Environ(), playVar+"=holder")
+	in, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := readLine(out); err != nil || said != "locked" {
+		t.Fatalf("the holder says %q, %v", said, err)
+	}
+	return holder, in
+}
+
+func TestACridThatStartsWaitsForAChildOfAKilledOne(t *testing.T) {
+	base := t.TempDir()
+	p := places{config.Config{Root: filepath.Join(base, "root"), Runroot: filepath.Join(base, "run")}}
+	holder, in := startHolder(t, p.Root)
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := holder.Process.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() { // ends when it has the locks
+		held, err := lockToServe(t.Context(), p, slog.New(slog.DiscardHandler))
+		got <- errors.Join(err, held.Close())
+	}()
+	select {
+	case err := <-got:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := in.Close(); err != nil { // the child ends
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
 		t.Error(err)
 	}
 }

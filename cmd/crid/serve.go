@@ -95,17 +95,21 @@ func startDebug(ctx context.Context, r *rooms, s *server.Server) (stop func() er
 	return d.Close, nil
 }
 
-// lockToServe takes the locks for a crid that serves. It waits for a check to end.
+// lockToServe takes the locks for a crid that serves. It waits for a check to end, and for what a crid that was killed has
+// left to let go.
 func lockToServe(ctx context.Context, p places, log *slog.Logger) (locks, error) {
 	again := time.NewTicker(100 * time.Millisecond)
 	defer again.Stop()
 	for told := false; ; told = true {
 		held, err := lockRoots(p, serving)
 		var taken *lockedError
-		if !errors.As(err, &taken) || taken.as != checking {
+		switch {
+		case !errors.As(err, &taken) || taken.as != checking && !taken.gone():
 			return held, err
-		}
-		if !told {
+		case told:
+		case taken.gone():
+			log.Info("crid starts when a child of the one before has let go of its directories", "pid", taken.pid)
+		default:
 			log.Info("crid starts when the check of its directories has ended", "pid", taken.pid)
 		}
 		select {
