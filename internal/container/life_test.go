@@ -288,9 +288,19 @@ func TestRetriesOfCreate(t *testing.T) {
 	if again := mustCreate(t, m, h.request("web")); again != first {
 		t.Error("a retry made a second container")
 	}
+	if err := first.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if again := mustCreate(t, m, h.request("web")); again != first {
+		t.Error("a retry made a second container beside one that runs")
+	}
 	other := h.request("web")
 	other.Config.Command = []string{"sleep"}
 	_, err := m.Create(t.Context(), other)
+	wantKind(t, err, errdef.Exists)
+	other = h.request("web")
+	other.Image.ID = "another"
+	_, err = m.Create(t.Context(), other)
 	wantKind(t, err, errdef.Exists)
 
 	if err := first.Stop(t.Context(), 0); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -143,6 +144,48 @@ func TestAbandonedPullStops(t *testing.T) {
 	}
 	r.set(func(r *fakeRegistry) { r.hold = nil })
 	pull(t, s, r.host+"/a:1")
+}
+
+// What an abandoned pull has finished serves the next one.
+func TestALaterPullReusesFinishedLayers(t *testing.T) {
+	r := newRegistry(t)
+	s := newWorld(t, r).open(t)
+	base, top := layer(t, false, "base", "finished"), layer(t, false, "top", "unfinished")
+	r.push(t, "a:1", picture(t, "a", base, top))
+	held, err := top.Digest()
+	check(t, err)
+	r.set(func(r *fakeRegistry) {
+		r.hold = func(_ http.ResponseWriter, req *http.Request) bool {
+			if strings.HasSuffix(req.URL.Path, held.Hex) {
+				<-req.Context().Done()
+			}
+			return false
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { // ends by cancel
+		_, err := s.Pull(ctx, r.host+"/a:1", Auth{})
+		done <- err
+	}()
+	waitFor(t, func() bool {
+		layers, err := s.store.Layers()
+		return err == nil && len(layers) == 1
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	s.pulls.wait()
+	r.set(func(r *fakeRegistry) { r.hold = nil })
+	pull(t, s, r.host+"/a:1")
+	finished, err := base.Digest()
+	check(t, err)
+	r.set(func(r *fakeRegistry) {
+		if n := r.blobs[finished.Hex]; n != 1 {
+			t.Errorf("the finished layer was fetched %d times", n)
+		}
+	})
 }
 
 func TestDeadline(t *testing.T) {
