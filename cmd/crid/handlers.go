@@ -83,6 +83,9 @@ func (p *programs) add(ctx context.Context, name string, rt *oci.Runtime, annota
 	if err := os.MkdirAll(rt.Config().Root, 0o700); err != nil {
 		return fmt.Errorf("handler %s: make its state directory: %w", name, err)
 	}
+	if err := rt.Tidy(); err != nil {
+		p.warnings = append(p.warnings, err.Error())
+	}
 	p.handlers[name] = container.Handler{Fact: found, Runtime: rt, AllowedAnnotations: annotations}
 	p.facts = append(p.facts, found)
 	if found.Doubt != "" {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // How a runtime gives a command its terminal, which is found out by the first command at one.
@@ -53,6 +57,27 @@ type consoleSocket struct {
 	done     chan struct{} // closed when a terminal came, or none will; nil until receive runs
 }
 
+// consolePrefix begins the names of console sockets; no container's id begins with a dot.
+const consolePrefix = ".console-"
+
+// Tidy removes what a crid that was killed left in the runtime's root: console sockets in the moment that they have a
+// name.
+func (r *Runtime) Tidy() error {
+	entries, err := os.ReadDir(r.cfg.Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), consolePrefix) {
+			err = errors.Join(err, os.Remove(filepath.Join(r.cfg.Root, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("tidy the root of %s: %w", r.cfg.Name, err)
+	}
+	return nil
+}
+
 // connectSocket makes a console socket. It has a name for a moment, in the runtime's root.
 func connectSocket(r *Runtime, _ Streams) (theirs ends, ours *stdio, err error) {
 	dir, err := os.OpenFile(r.cfg.Root, unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -65,11 +90,12 @@ func connectSocket(r *Runtime, _ Streams) (theirs ends, ours *stdio, err error) 
 		return ends{}, nil, err
 	}
 	// The root's path may be longer than a socket's name can be.
-	path := filepath.Join(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), fmt.Sprintf(".console-%x", mark))
+	path := filepath.Join(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), fmt.Sprintf("%s%x", consolePrefix, mark))
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return ends{}, nil, fmt.Errorf("make console socket: %w", err)
 	}
+	failpoint.Hit("oci/console/named")
 	l.SetUnlinkOnClose(false)
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err = errors.Join(err, os.Remove(path)); err != nil {

@@ -2,6 +2,8 @@ package crash
 
 import (
 	"errors"
+	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -9,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -22,6 +26,7 @@ var processScenarios = []scenario{
 	{name: "UpdateContainerResources", set: update},
 	{name: "ReopenContainerLog", set: reopen},
 	{name: "ExecSync", set: execSync},
+	{name: "Exec at a terminal", set: execTerminal},
 }
 
 func start(t *testing.T, c *harness.Crid) act {
@@ -172,6 +177,40 @@ func execSync(t *testing.T, c *harness.Crid) act {
 		between: func() {
 			consistent(t, c, ctr)
 			eventually(t, "the end of the command", func() bool { return isolate.Running(t, "sleep 0.1234") == 0 })
+		},
+		after: func() { consistent(t, c, ctr) },
+	}
+}
+
+// execTerminal runs a command at a terminal, which the runtime sends through a socket.
+func execTerminal(t *testing.T, c *harness.Crid) act {
+	ctr := c.RunPod().Run("sleep 1000")
+	return act{
+		call: func() error {
+			resp, err := c.Runtime.Exec(c.Context(), &runtime.ExecRequest{ContainerId: ctr.ID, Cmd: []string{"echo", "done"}, Tty: true, Stdout: true})
+			if err != nil {
+				return err
+			}
+			u, err := url.Parse(resp.Url)
+			if err != nil {
+				return err
+			}
+			e, err := remotecommand.NewSPDYExecutor(&rest.Config{}, "POST", u)
+			if err != nil {
+				return err
+			}
+			var screen strings.Builder
+			err = e.StreamWithContext(c.Context(), remotecommand.StreamOptions{Tty: true, Stdout: &screen})
+			if err == nil && screen.String() != "done\r\n" {
+				err = fmt.Errorf("on the screen: %q", screen.String())
+			}
+			return err
+		},
+		between: func() {
+			consistent(t, c, ctr)
+			if left, err := filepath.Glob(filepath.Join(c.RunRoot, "runtimes/*/.console-*")); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
 		},
 		after: func() { consistent(t, c, ctr) },
 	}
