@@ -28,8 +28,15 @@ var containerScenarios = []scenario{
 		pod := c.RunPod(sharedPIDs)
 		return pod, pod.ContainerConfig("sleep 1000")
 	})},
+	{name: "CreateContainer by runc", options: byRunc, set: create(func(_ *testing.T, c *harness.Crid) (*harness.Pod, *runtime.ContainerConfig) {
+		pod := c.RunPod()
+		return pod, pod.ContainerConfig("sleep 1000")
+	})},
 	{name: "RemoveContainer", set: removeContainer},
 }
+
+// byRunc makes runc the runtime; elsewhere it is crun, where that is installed.
+var byRunc = []harness.Option{harness.Runtime("runc")}
 
 func sharedPIDs(cfg *runtime.PodSandboxConfig) {
 	cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD

@@ -21,6 +21,7 @@ import (
 
 var processScenarios = []scenario{
 	{name: "StartContainer", set: start},
+	{name: "StartContainer by runc", options: byRunc, set: start},
 	{name: "StopContainer", set: stop("sleep 1000", 0)},
 	{name: "StopContainer within its grace", set: stop("trap 'exit 3' TERM; touch /tmp/up; while :; do sleep 0.05; done", 30)},
 	{name: "UpdateContainerResources", set: update},
