@@ -67,7 +67,8 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 }
 
 // withCrid lets a runtime die with crid: nobody would hear from it, and what it still did would come behind what the next
-// crid finds out and undoes. The signal comes when the thread ends that started it: the caller keeps its own until the runtime has ended.
+// crid finds out and undoes. The signal comes when the thread ends that started it: the caller keeps its own until the
+// runtime has ended.
 func withCrid(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
 	attr.Pdeathsig = syscall.SIGKILL
 	return attr
