@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -24,6 +25,8 @@ var kinds = []struct {
 	{errdef.Unavailable, codes.Unavailable},
 	{errdef.Unsupported, codes.Unimplemented},
 	{errdef.Exhausted, codes.ResourceExhausted},
+	{syscall.ENOSPC, codes.ResourceExhausted}, // wherever it comes up
+	{syscall.EDQUOT, codes.ResourceExhausted},
 	{event.ErrLagged, codes.Aborted},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},
 	{context.Canceled, codes.Canceled},

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -34,6 +36,8 @@ func TestEveryKindOfErrorHasItsCode(t *testing.T) {
 		{fmt.Errorf("x: %w", errdef.Unavailable), codes.Unavailable},
 		{fmt.Errorf("x: %w", errdef.Unsupported), codes.Unimplemented},
 		{fmt.Errorf("x: %w", errdef.Exhausted), codes.ResourceExhausted},
+		{&fs.PathError{Op: "open", Path: "/x", Err: syscall.ENOSPC}, codes.ResourceExhausted},
+		{fmt.Errorf("x: %w", syscall.EDQUOT), codes.ResourceExhausted},
 		{fmt.Errorf("x: %w", errdef.ImageVolume), codes.Unknown},
 		{fmt.Errorf("x: %w: %w", errdef.Invalid, errdef.ImageVolume), codes.InvalidArgument},
 		{fmt.Errorf("x: %w", errdef.RecursiveReadOnly), codes.Unknown},

@@ -217,6 +217,7 @@ func (c *Container) create(ctx, life context.Context, r Request) error {
 	if err == nil {
 		return nil
 	}
+	err = errdef.Where(err, c.disks()...)
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
@@ -275,6 +276,15 @@ func (c *Container) build(ctx context.Context, r Request) error {
 	}
 	c.m.crew.watch(c.watch) // not begun while crid ends: the next start of crid looks at the container
 	return nil
+}
+
+// disks are where something is written for the container.
+func (c *Container) disks() []string {
+	dirs := slices.Clone(c.m.deps.Options.Roots)
+	if c.plan.LogPath != "" {
+		dirs = append(dirs, filepath.Dir(c.plan.LogPath))
+	}
+	return dirs
 }
 
 // unmap takes away the mounts with mapped ids, which the created container has in its own mount namespace now.

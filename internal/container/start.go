@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 // startTimeout bounds the runtime's `start`, which takes milliseconds.
@@ -84,7 +86,7 @@ func (c *Container) start(ctx context.Context, s *starting) error {
 		err = c.move(Running, func(s *Status) { s.StartedAt = begun })
 	}
 	if err != nil {
-		s.err = fmt.Errorf("start %s: %w", c, err)
+		s.err = errdef.Where(fmt.Errorf("start %s: %w", c, err), c.disks()...)
 	}
 	close(s.ran)
 	if s.err == nil {

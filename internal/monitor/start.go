@@ -40,7 +40,14 @@ const (
 //
 // The order matters when crid dies in between: a monitor that reads the end of its start pipe goes on, so it finds
 // nothing to create unless it is in its cgroup, where it can be found by the id.
+//
+// Exhausted: the runtime, conmon or crid itself found no space for what it had to write.
 func (l *Launcher) Start(ctx context.Context, s Spec) (*Process, error) {
+	p, err := l.begin(ctx, s)
+	return p, errdef.Told(err)
+}
+
+func (l *Launcher) begin(ctx context.Context, s Spec) (*Process, error) {
 	if err := l.prepare(s); err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
 	}

@@ -43,7 +43,7 @@ type pluginError struct {
 	command string // ADD, DEL, ...
 	code    uint   // of the CNI specification, 0 when it gave none
 	message string
-	cause   error // Unavailable, or the context's error
+	cause   error // Unavailable, Exhausted, or the context's error
 }
 
 func (e *pluginError) Error() string {
@@ -62,7 +62,8 @@ func pluginFailure(err error) error {
 	if errors.As(err, &p) {
 		return p
 	}
-	if errors.Is(err, errdef.Unavailable) || errors.Is(err, errdef.Invalid) {
+	err = errdef.Told(err) // libcni's own files
+	if errors.Is(err, errdef.Unavailable) || errors.Is(err, errdef.Invalid) || errors.Is(err, errdef.Exhausted) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", err, errdef.Unavailable)
@@ -112,6 +113,9 @@ func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 		failed.message = fmt.Sprintf("no answer in %s, killed", pluginDeadline)
 	default:
 		failed.code, failed.message = lastWords(err, stdout.Bytes(), stderr.Bytes())
+		if errors.Is(errdef.Told(failed), errdef.Exhausted) {
+			failed.cause = errdef.Exhausted
+		}
 	}
 	return nil, failed
 }

@@ -85,7 +85,7 @@ func (r *Runtime) reason(ctx context.Context, err error, stderr []byte) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrPermission):
 		return missing(r.cfg.Path, err)
 	case said != "":
-		return errors.New(said)
+		return errdef.Told(errors.New(said))
 	}
 	return err
 }

@@ -90,7 +90,7 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 	paths := f.Paths(id)
 	if want.LogDir != "" {
 		if err := os.MkdirAll(want.LogDir, 0o755); err != nil {
-			return fmt.Errorf("make log_directory: %w", kindOf(err))
+			return fmt.Errorf("make log_directory: %w", errdef.Disk(err))
 		}
 	}
 	failpoint.Hit("sandbox/files/log-dir-made")
@@ -109,7 +109,7 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 		paths.Hostname: []byte(want.Hostname + "\n"), paths.ResolvConf: resolv, paths.Hosts: hosts,
 	} {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
-			return fmt.Errorf("write pod file: %w", kindOf(err))
+			return fmt.Errorf("write pod file: %w", errdef.Disk(err))
 		}
 		failpoint.Hit("sandbox/files/written")
 		if err := os.Chown(path, want.UID, want.GID); err != nil {
@@ -131,7 +131,7 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 // mountFiles mounts a pod's tmpfs. Nobody of the host gets in but the pod's root, as which runtimes come.
 func mountFiles(dir string, want FilesWant) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make pod directory: %w", kindOf(err))
+		return fmt.Errorf("make pod directory: %w", errdef.Disk(err))
 	}
 	failpoint.Hit("sandbox/files/dir-made")
 	size := filesSize
@@ -152,7 +152,7 @@ func (f *HostFiles) Hosts(id, hostname string, ips []string) error {
 		return nil
 	}
 	if err := os.WriteFile(f.Paths(id).Hosts, hostsFile(hostname, ips), 0o644); err != nil {
-		return fmt.Errorf("write pod's hosts: %w", kindOf(err))
+		return fmt.Errorf("write pod's hosts: %w", errdef.Disk(err))
 	}
 	failpoint.Hit("sandbox/hosts/written")
 	return nil
@@ -242,12 +242,4 @@ func (f *HostFiles) Pinned(path string) error {
 		return fmt.Errorf("no namespace is mounted at %s: %w", path, errdef.NotFound)
 	}
 	return nil
-}
-
-// kindOf tells a full file system from other failures.
-func kindOf(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", errdef.Exhausted, err)
-	}
-	return err
 }

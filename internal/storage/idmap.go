@@ -72,7 +72,7 @@ func (r *Rootfs) MapImage(ctx context.Context, id, imageID string, owner Owner) 
 		failpoint.Hit("storage/map/image-mounted")
 	}
 	if err != nil {
-		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))
+		return "", fmt.Errorf("mount image %s: %w", imageID, errdef.Disk(err))
 	}
 	return target, nil
 }

@@ -53,11 +53,11 @@ func OpenImageMounts(r *Rootfs) (*ImageMounts, error) {
 		turns:  map[string]*turn{},
 	}
 	if err := os.Mkdir(m.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("open image mounts: %w", diskError(err))
+		return nil, fmt.Errorf("open image mounts: %w", errdef.Disk(err))
 	}
 	for _, dir := range m.empty {
 		if err := makeEmpty(dir); err != nil {
-			return nil, fmt.Errorf("open image mounts: %w", diskError(err))
+			return nil, fmt.Errorf("open image mounts: %w", errdef.Disk(err))
 		}
 	}
 	return m, nil
@@ -92,7 +92,7 @@ func (m *ImageMounts) Mount(ctx context.Context, imageID string) (string, error)
 		lower = append(lower, m.empty[:missing]...)
 	}
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("mount image %s: %w", imageID, diskError(err))
+		return "", fmt.Errorf("mount image %s: %w", imageID, errdef.Disk(err))
 	}
 	failpoint.Hit("storage/image-mount/made")
 	if err := m.mount(overlay{lower: lower, target: target, label: m.label}); err != nil {

@@ -29,8 +29,8 @@ func pullError(ctx context.Context, ref string, err error) error {
 		return fmt.Errorf("pull image %s: %w", ref, context.Cause(ctx))
 	case isSignature(err):
 		return fmt.Errorf("%w: pull image %s: %w", errdef.SignatureInvalid, ref, err)
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("pull image %s: %w: %w", ref, errdef.Exhausted, err)
+	case errors.Is(errdef.Told(err), errdef.Exhausted): // layers are unpacked by another process
+		return fmt.Errorf("pull image %s: %w", ref, errdef.Told(err))
 	case isLost(err):
 		return fmt.Errorf("pull image %s: it or a layer of it was removed while it was pulled (pull it again): %w: %w", ref, errdef.Unavailable, err)
 	case isCertificate(err):

@@ -61,7 +61,7 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 	r := &Rootfs{cfg: cfg, images: images, problems: &problems{}}
 	for _, dir := range []string{cfg.Dir, cfg.MountDir, filepath.Join(cfg.Dir, trashName)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
+			return nil, fmt.Errorf("open root filesystems: %w", errdef.Disk(err))
 		}
 	}
 	// The root of a user namespace is nobody here, and runtimes go through MountDir as it, to a door of its own.
@@ -69,7 +69,7 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
 	}
 	if err := makeEmpty(filepath.Join(cfg.Dir, emptyName)); err != nil {
-		return nil, fmt.Errorf("open root filesystems: %w", diskError(err))
+		return nil, fmt.Errorf("open root filesystems: %w", errdef.Disk(err))
 	}
 	if err := makePrivate(cfg.MountDir); err != nil {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
@@ -200,7 +200,7 @@ func (r *Rootfs) mountAt(p place, lower []string, owner Owner) error {
 	if made {
 		undo = errors.Join(undo, os.RemoveAll(p.dir))
 	}
-	return errors.Join(diskError(err), undo)
+	return errors.Join(errdef.Disk(err), undo)
 }
 
 func (r *Rootfs) build(p place, lower []string, owner Owner) error {
@@ -263,7 +263,7 @@ func (r *Rootfs) Remove(_ context.Context, id string) error {
 		return fmt.Errorf("remove root filesystem %s: %w", id, err)
 	}
 	if err := r.trash.put(p.dir); err != nil {
-		return fmt.Errorf("remove root filesystem %s: %w", id, diskError(err))
+		return fmt.Errorf("remove root filesystem %s: %w", id, errdef.Disk(err))
 	}
 	return nil
 }
@@ -283,14 +283,6 @@ func (r *Rootfs) List() ([]string, error) {
 		}
 	}
 	return slices.Sorted(maps.Keys(ids)), nil
-}
-
-// diskError gives a full disk its kind.
-func diskError(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", err, errdef.Exhausted)
-	}
-	return err
 }
 
 func ignoreAbsent(err error) error {

@@ -50,7 +50,7 @@ func (r *Rootfs) Volume(ctx context.Context, id, dest string, owner Owner) (stri
 		return "", err
 	}
 	if err := fillVolume(p.target, dest, dir, owner); err != nil {
-		return "", fmt.Errorf("volume at %s of root filesystem %s: %w", dest, id, diskError(err))
+		return "", fmt.Errorf("volume at %s of root filesystem %s: %w", dest, id, errdef.Disk(err))
 	}
 	return dir, nil
 }
