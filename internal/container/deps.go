@@ -154,7 +154,8 @@ type Limits interface {
 
 // Records keeps one record per container.
 type Records interface {
-	Put(id string, rec Record) error
+	Put(id string, rec Record) error  // whole or not at all
+	Keep(id string, rec Record) error // an error is no more than a warning: it is stored once the disk takes it
 	Delete(id string) error
 	All() iter.Seq2[state.Entry[Record], error]
 }

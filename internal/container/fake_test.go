@@ -483,6 +483,15 @@ func (r countedRecords) Put(id string, rec Record) error {
 	return r.do("record put "+string(rec.State), func() error { return r.dir.Put(id, rec) })
 }
 
+// Keep sees to it itself after an error, as a state.Dir does.
+func (r countedRecords) Keep(id string, rec Record) error {
+	err := r.do("record put "+string(rec.State), func() error { return r.dir.Put(id, rec) })
+	if errors.Is(err, errInjected) {
+		return errors.Join(err, r.dir.Put(id, rec))
+	}
+	return err
+}
+
 func (r countedRecords) Delete(id string) error {
 	return r.do("record delete", func() error { return r.dir.Delete(id) })
 }

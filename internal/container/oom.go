@@ -49,7 +49,7 @@ func (c *Container) noteSignal(sig syscall.Signal) {
 		return
 	}
 	next.sent = sig
-	if err := c.m.deps.Records.Put(c.id, c.record(next)); err != nil {
+	if err := c.m.deps.Records.Keep(c.id, c.record(next)); err != nil {
 		c.m.log.Warn("a stop is not on record: should crid be restarted before the exit, that may pass for want of memory",
 			"container", c.id, "signal", sig, "err", err)
 	}

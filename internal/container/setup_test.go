@@ -151,7 +151,9 @@ func (h *host) left() []string {
 			h.t.Error(err)
 		}
 		for _, f := range files {
-			found = append(found, dir+"/"+f.Name())
+			if f.Name() != state.ReserveName {
+				found = append(found, dir+"/"+f.Name())
+			}
 		}
 	}
 	return found

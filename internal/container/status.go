@@ -92,8 +92,8 @@ func (c *Container) move(to State, edit func(*Status)) error {
 }
 
 // moveLocked is move for a caller that holds op. A created container exists only once its record says so;
-// that one runs or has exited is a fact, published even where the record cannot be written: at the next start
-// the same is observed again.
+// that one runs or has exited is a fact, published even where the record cannot be written: it is written when the disk
+// takes it, and at the next start the same is observed again.
 func (c *Container) moveLocked(to State, edit func(*Status)) error {
 	next := *c.status.Load()
 	if !slices.Contains(moves(next.State), to) {
@@ -101,10 +101,11 @@ func (c *Container) moveLocked(to State, edit func(*Status)) error {
 	}
 	edit(&next)
 	next.State = to
-	if err := c.m.deps.Records.Put(c.id, c.record(next)); err != nil {
-		if to == Created {
+	if to == Created {
+		if err := c.m.deps.Records.Put(c.id, c.record(next)); err != nil {
 			return fmt.Errorf("record %s: %w", c, err)
 		}
+	} else if err := c.m.deps.Records.Keep(c.id, c.record(next)); err != nil {
 		c.m.log.Warn("the container's state is not on record", "container", c.id, "state", to, "err", err)
 	}
 	c.status.Store(&next)

@@ -246,7 +246,7 @@ func TestUnreadableStoreIsAnError(t *testing.T) {
 		h := newHost(t)
 		dir := filepath.Join(t.TempDir(), "gone")
 		h.records = openDir[Record](t, dir, RecordVersion)
-		if err := os.Remove(dir); err != nil {
+		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
 		m, _ := h.boots()

@@ -31,7 +31,6 @@ type Pod struct {
 	ops map[kind]*operation // guarded by Manager.mu
 
 	writing sync.Mutex  // orders the writers of rec and of its file, held for that write; readers never take it
-	dirty   bool        // the file lacks what rec says
 	gone    atomic.Bool // the record was deleted: nobody may write it back
 }
 
@@ -162,8 +161,7 @@ func want(cfg *runtime.PodSandboxConfig) ns.Want {
 }
 
 // move is the only writer of a pod's record: check the table, store, publish, announce. A pod becomes ready
-// only when that is stored; that it is not ready is published in any case, and stored by the next move when
-// the disk refuses now.
+// only when that is stored; that it is not ready is published in any case, and stored once the disk takes it.
 func (m *Manager) move(p *Pod, to State, edit func(*Record)) error {
 	if p.broken != nil {
 		return nil // there is no record to keep
@@ -180,19 +178,18 @@ func (m *Manager) move(p *Pod, to State, edit func(*Record)) error {
 	rec := *old
 	rec.State = to
 	edit(&rec)
-	if same(*old, rec) && !p.dirty {
+	if same(*old, rec) {
 		return nil
 	}
-	err := m.deps.Records.Put(p.id, rec)
-	if err != nil && to == Ready {
-		return fmt.Errorf("pod %s: %w", p.id, err)
+	if to == Ready {
+		if err := m.deps.Records.Put(p.id, rec); err != nil {
+			return fmt.Errorf("pod %s: %w", p.id, err)
+		}
+	} else if err := m.deps.Records.Keep(p.id, rec); err != nil {
+		m.deps.Log.Warn("the pod's state is not on record", "pod", p.id, "state", to, "err", err)
 	}
-	p.dirty = err != nil
 	p.rec.Store(&rec)
 	m.announceMove(p.id, old.State, to)
-	if err != nil {
-		return fmt.Errorf("pod %s: %w", p.id, err)
-	}
 	return nil
 }
 

@@ -30,8 +30,9 @@ import (
 // Store keeps records of one type durably; *state.Dir is one. Open the one for pods with RecordVersion and
 // the one for tombstones with TombstoneVersion.
 type Store[T any] interface {
-	Put(id string, rec T) error
-	Delete(id string) error // absent is fine
+	Put(id string, rec T) error  // whole or not at all
+	Keep(id string, rec T) error // an error is no more than a warning: it is stored once the disk takes it
+	Delete(id string) error      // absent is fine
 	All() iter.Seq2[state.Entry[T], error]
 }
 

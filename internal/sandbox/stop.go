@@ -62,41 +62,41 @@ func (m *Manager) detach(ctx context.Context, p *Pod) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.deps.Config.DelTimeout)
 	defer cancel()
 	if p.broken != nil {
-		return m.detachRecalled(ctx, p)
+		m.detachRecalled(ctx, p)
+		return nil
 	}
 	rec := p.rec.Load()
 	if rec.Network == nil || rec.Detached {
 		return nil
 	}
-	if err := m.del(ctx, p, *rec.Network); err != nil {
-		return err
+	if !m.del(ctx, p, *rec.Network) {
+		return nil
 	}
 	return m.move(p, NotReady, func(r *Record) { r.Detached = true })
 }
 
-func (m *Manager) detachRecalled(ctx context.Context, p *Pod) error {
+func (m *Manager) detachRecalled(ctx context.Context, p *Pod) {
 	reqs, err := m.deps.Network.Recall(p.id)
 	if err != nil {
 		m.deps.Log.Warn("network of a pod without a readable record is left to garbage collection", "pod", p.id, "err", err)
 	}
-	var errs failures
 	for _, req := range reqs {
-		errs.add(m.del(ctx, p, req))
+		m.del(ctx, p, req)
 	}
-	return errs.err()
 }
 
-// del undoes the attachment now or by a tombstone.
-func (m *Manager) del(ctx context.Context, p *Pod, req network.Request) error {
+// del undoes the attachment now or by a tombstone. It tells whether the pod's record need not care for it any more.
+func (m *Manager) del(ctx context.Context, p *Pod, req network.Request) bool {
 	err := m.deps.Network.Del(ctx, req)
 	if err == nil {
-		return nil
+		return true
 	}
 	m.deps.Log.Warn("network was not detached, it is tried again later", "pod", p.id, "err", err)
 	if err := m.entomb(p, req, err); err != nil {
-		return fmt.Errorf("keep the detachment for later: %w", err)
+		m.deps.Log.Warn("should crid end soon, the pod's record alone tells that its network is attached", "pod", p.id, "err", err)
+		return false
 	}
-	return nil
+	return true
 }
 
 // Remove stops the pod, removes its containers and then all that is left of it. Repeating it is fine; one in

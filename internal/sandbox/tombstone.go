@@ -36,12 +36,11 @@ func (m *Manager) Tombstones() []Tombstone {
 	return all
 }
 
-// entomb records that req must still be undone and begins to retry, also when it cannot be recorded: then it
-// may have been nevertheless, and whoever retries deletes the record, and the pod's own record lives on.
+// entomb records that req must still be undone and begins to retry. An error means that it is not on record yet.
 func (m *Manager) entomb(p *Pod, req network.Request, cause error) error {
 	t := Tombstone{Key: p.key, Request: req, Since: time.Now(), Attempts: 1, Error: cause.Error()}
 	m.bury(t, backoff(t.Attempts))
-	return m.deps.Tombstones.Put(req.ID, t)
+	return m.deps.Tombstones.Keep(req.ID, t)
 }
 
 // bury retries t in the background, first after delay, unless that is going on already.
@@ -113,7 +112,7 @@ func (m *Manager) postpone(id string) time.Duration {
 	m.mu.Lock()
 	t := m.graves[id]
 	m.mu.Unlock()
-	if err := m.deps.Tombstones.Put(id, t); err != nil {
+	if err := m.deps.Tombstones.Keep(id, t); err != nil {
 		m.deps.Log.Warn("tombstone is not up to date", "pod", id, "err", err)
 	}
 	m.deps.Log.Warn("network of a stopped pod is still attached", "pod", id, "attempts", t.Attempts, "err", t.Error)

@@ -3,6 +3,7 @@
 package state
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -41,6 +42,8 @@ type Dir[T any] struct {
 	dir     string
 	version int
 	flush   *flusher
+	later   backlog
+	spare   *reserve
 	view    bool     // the directory may be absent
 	writing sync.Map // names of the temporary files of Puts in progress
 }
@@ -74,7 +77,15 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 			}
 		}
 	}
-	return &Dir[T]{dir: dir, version: version, flush: newFlusher(dir)}, nil
+	d := &Dir[T]{dir: dir, version: version, flush: newFlusher(dir), spare: newReserve(dir)}
+	d.later.write = func(id string, raw []byte) error {
+		defer d.flush.touch()
+		return d.writeWhole(id, raw)
+	}
+	if err := d.spare.fill(); err != nil {
+		slog.Warn("on a full disk what becomes of pods and containers cannot be recorded", "dir", dir, "err", err)
+	}
+	return d, nil
 }
 
 // View is a Dir to be read only: it makes nothing and removes nothing. A directory that is absent has no records.
@@ -96,6 +107,7 @@ func (d *Dir[T]) Files() (ids, strays []string, err error) {
 		id, ok := strings.CutSuffix(n.Name(), suffix)
 		_, underWay := d.writing.Load(n.Name())
 		switch {
+		case n.Name() == ReserveName:
 		case ok && checkID(id) == nil:
 			ids = append(ids, id)
 		case !underWay:
@@ -122,22 +134,62 @@ func IsUnfinished(path string) bool { return strings.HasPrefix(filepath.Base(pat
 // Put stores rec under id, replacing what was there: whole or not at all. It reaches the disk at most a
 // second later.
 func (d *Dir[T]) Put(id string, rec T) error {
-	if err := checkID(id); err != nil {
+	raw, err := d.encode(id, rec)
+	if err != nil {
 		return err
 	}
-	inner, err := json.Marshal(rec)
-	if err != nil {
-		return fmt.Errorf("encode record %s: %w", id, err)
-	}
-	raw, err := json.Marshal(envelope{Version: d.version, Record: inner})
-	if err != nil {
-		return fmt.Errorf("encode record %s: %w", id, err)
-	}
+	before := d.later.take(id)
 	if err := d.writeWhole(id, raw); err != nil {
-		return fmt.Errorf("write record %s: %w", id, kind(err))
+		if before != nil {
+			d.later.add(id, before.raw, before.err)
+		}
+		return fmt.Errorf("write record %s: %w", id, errdef.Disk(err))
 	}
 	d.flush.touch()
 	return nil
+}
+
+// Keep is Put for what is true whether it can be stored or not. On a full disk a record that is there already is
+// overwritten by means of a reserve. Whatever the error, the record is kept in memory and tried again until it is stored,
+// replaced or deleted.
+func (d *Dir[T]) Keep(id string, rec T) error {
+	raw, err := d.encode(id, rec)
+	if err != nil {
+		return err
+	}
+	d.later.take(id)
+	err = d.writeWhole(id, raw)
+	if errors.Is(errdef.Disk(err), errdef.Exhausted) && d.spare.replace(d.Path(id), raw) == nil {
+		err = nil
+	}
+	if err != nil {
+		d.later.add(id, raw, err)
+		return fmt.Errorf("write record %s, which is tried again: %w", id, errdef.Disk(err))
+	}
+	d.flush.touch()
+	return nil
+}
+
+// Unsaved says which records are kept in memory alone, and why. It never waits.
+func (d *Dir[T]) Unsaved() []error { return d.later.list() }
+
+// slack is how much a record may grow from one state to the next within the blocks that it has.
+const slack = 1 << 10
+
+// encode makes the file of a record, with blanks at its end.
+func (d *Dir[T]) encode(id string, rec T) ([]byte, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	inner, err := json.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("encode record %s: %w", id, err)
+	}
+	raw, err := json.Marshal(envelope{Version: d.version, Record: inner})
+	if err != nil {
+		return nil, fmt.Errorf("encode record %s: %w", id, err)
+	}
+	return append(raw, bytes.Repeat([]byte{' '}, slack)...), nil
 }
 
 // Delete removes the record of id; an absent one is fine.
@@ -145,6 +197,7 @@ func (d *Dir[T]) Delete(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
+	d.later.take(id)
 	err := os.Remove(d.Path(id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record %s: %w", id, err)
@@ -179,9 +232,10 @@ func (d *Dir[T]) All() iter.Seq2[Entry[T], error] {
 	}
 }
 
-// Close syncs what is pending. The Dir is not to be used afterwards; Close may be repeated.
+// Close tries once more what the disk refused, and syncs what is pending. The Dir is not to be used afterwards; Close
+// may be repeated.
 func (d *Dir[T]) Close() error {
-	return d.flush.close()
+	return errors.Join(d.later.close(), d.flush.close())
 }
 
 func (d *Dir[T]) read(id string) (T, error) {
@@ -214,14 +268,6 @@ func checkID(id string) error {
 		return fmt.Errorf("record id %q: %w: letters, digits, '_', '.' and '-', at most 128", id, errdef.Invalid)
 	}
 	return nil
-}
-
-// kind tells a full disk from other failures to write.
-func kind(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", errdef.Exhausted, err)
-	}
-	return err
 }
 
 // writeWhole writes a record by way of a temporary file, so that a reader finds all of it or none.

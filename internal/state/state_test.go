@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,8 +9,6 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -110,6 +109,7 @@ func TestATornRecordIsNotTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	whole = bytes.TrimRight(whole, " ") // without them it would be whole too
 	torn := []string{"null", "{}", `{"version":1}`, `{"version":1,"record":null}`, string(whole) + "\x00", string(whole) + string(whole)}
 	for n := range whole {
 		torn = append(torn, string(whole[:n]), string(whole[:n])+strings.Repeat("\x00", len(whole)-n),
@@ -170,12 +170,6 @@ func TestAFailedPutLeavesTheOldRecord(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(dir, ".tmp-*"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
-	}
-}
-
-func TestAFullDiskIsNamed(t *testing.T) {
-	if err := kind(&os.PathError{Op: "write", Err: unix.ENOSPC}); !errors.Is(err, errdef.Exhausted) {
-		t.Errorf("got %v; want Exhausted", err)
 	}
 }
 
