@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 // role is what a process takes the lock for. Its word stands behind the pid in the lock file.
@@ -88,13 +90,16 @@ func lock(dir string, as role) (*os.File, error) {
 	return file, nil
 }
 
-// sign writes this process's id into its lock file, and what it is there for.
+// sign writes this process's id into its lock file, and what it is there for: over what stands there, which takes no
+// space, since on a full disk the lock must work too. Where there is no space for the word, it is held nevertheless.
 func sign(file *os.File, as role) error {
-	if err := file.Truncate(0); err != nil {
+	word := fmt.Appendln(nil, os.Getpid(), as)
+	if _, err := file.WriteAt(word, 0); errors.Is(errdef.Disk(err), errdef.Exhausted) {
+		return file.Truncate(0)
+	} else if err != nil {
 		return err
 	}
-	_, err := file.WriteAt(fmt.Appendln(nil, os.Getpid(), as), 0)
-	return err
+	return file.Truncate(int64(len(word)))
 }
 
 // holder reads who has the lock. That is unknown for the moment between taking the lock and signing it.

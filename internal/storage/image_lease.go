@@ -119,7 +119,7 @@ func (s *Images) collect(ctx context.Context) {
 	tick := time.NewTicker(max(s.leases.idle/4, time.Millisecond))
 	defer tick.Stop()
 	for {
-		s.problems.set("collector", errors.Join(s.dropIdleLeases(ctx), s.dropOrphans()))
+		s.problems.set("collector", errors.Join(s.dropIdleLeases(ctx), s.dropOrphans(s.isOld)))
 		select {
 		case <-ctx.Done():
 			return
@@ -155,10 +155,15 @@ func (s *Images) dropIdleLeases(ctx context.Context) error {
 	return all
 }
 
-// dropOrphans removes layers that belong to no image and no container. A pull that failed leaves them, and for an
+// isOld tells of a layer made then whether it has waited for an image for the idle time, before the eyes of this crid.
+func (s *Images) isOld(made time.Time) bool {
+	return min(time.Since(made), time.Since(s.life.opened)) > s.leases.idle
+}
+
+// dropOrphans removes those layers that belong to no image and no container. A pull that failed leaves them, and for an
 // idle time they may serve the next one. While anything is pulled, an orphan may be about to find its image: the
 // next round will do. When a list of the store was lost, nobody knows until the next boot what containers stand on.
-func (s *Images) dropOrphans() error {
+func (s *Images) dropOrphans(those func(made time.Time) bool) error {
 	if s.repair.listLost.Load() {
 		return nil
 	}
@@ -166,19 +171,24 @@ func (s *Images) dropOrphans() error {
 		return nil
 	}
 	defer s.pulls.layers.Unlock()
-	orphans, err := s.orphans()
+	orphans, err := s.orphans(those)
 	if err != nil {
 		return err
 	}
+	if len(orphans) == 0 {
+		return nil
+	}
+	defer s.disk.kick()
+	return s.makeRoom(func() error { return s.dropLayers(orphans) })
+}
+
+func (s *Images) dropLayers(ids []string) error {
 	var all error
-	for _, id := range orphans {
+	for _, id := range ids {
 		err := s.store.DeleteLayer(id)
 		if err != nil && !isInUse(err) && !errors.Is(err, cstorage.ErrLayerUnknown) {
 			all = errors.Join(all, fmt.Errorf("remove unused layer %s: %w", id, err))
 		}
-	}
-	if len(orphans) > 0 {
-		s.disk.kick()
 	}
 	return all
 }
@@ -189,8 +199,8 @@ func isInUse(err error) bool {
 		errors.Is(err, cstorage.ErrLayerUsedByContainer)
 }
 
-// orphans returns the layers that nothing wants and nothing wanted for the idle time, children before parents.
-func (s *Images) orphans() ([]string, error) {
+// orphans returns those of the layers that nothing wants, children before parents.
+func (s *Images) orphans(those func(made time.Time) bool) ([]string, error) {
 	layers, err := s.layerMap() // before the images: a layer comes first
 	if err != nil {
 		return nil, err
@@ -211,7 +221,7 @@ func (s *Images) orphans() ([]string, error) {
 	}
 	var out []string
 	for id, l := range layers {
-		if !wanted[id] && !l.ReadOnly && min(time.Since(l.Created), time.Since(s.life.opened)) > s.leases.idle {
+		if !wanted[id] && !l.ReadOnly && those(l.Created) {
 			out = append(out, id)
 		}
 	}

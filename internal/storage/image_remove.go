@@ -153,13 +153,15 @@ func (s *Images) erase(ctx context.Context, id string) error {
 	if users := s.usersOf(id); len(users) > 0 {
 		return fmt.Errorf("image %s is used by containers %s: remove them first: %w", id, strings.Join(users, ", "), errdef.WrongState)
 	}
-	if err := s.dropLease(id); err != nil {
-		return err
-	}
-	// Counted on both sides: a pull that began before or in between tries again.
-	s.gates.countRemoval()
-	defer s.gates.countRemoval()
-	return errors.Join(s.deleteImage(id), s.refresh(context.WithoutCancel(ctx)))
+	return s.makeRoom(func() error {
+		if err := s.dropLease(id); err != nil {
+			return err
+		}
+		// Counted on both sides: a pull that began before or in between tries again.
+		s.gates.countRemoval()
+		defer s.gates.countRemoval()
+		return errors.Join(s.deleteImage(id), s.refresh(context.WithoutCancel(ctx)))
+	})
 }
 
 func (s *Images) deleteImage(id string) error {

@@ -7,10 +7,11 @@ import (
 	"sync/atomic"
 )
 
-// disk knows what the image store takes. One goroutine measures, after every change; each layer once.
+// disk knows what the image store takes, and what it keeps for need. One goroutine measures, after every change; each layer once.
 type disk struct {
-	wake chan struct{} // holds one: the store has changed
-	last atomic.Pointer[measurement]
+	spares []spare
+	wake   chan struct{} // holds one: the store has changed
+	last   atomic.Pointer[measurement]
 }
 
 type measurement struct {

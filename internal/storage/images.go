@@ -91,6 +91,7 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	s.close = sync.OnceValue(s.shutdown)
 	s.leases.idle = idle
 	s.pulls.memory = pullMemory
+	s.disk.spares = spares(root, filepath.Join(cfg.RunRoot, "storage"))
 	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's
 	s.life.opened, s.life.stop = time.Now(), stop
 	s.openRepair()
@@ -127,6 +128,7 @@ func (s *Images) load(ctx context.Context) error {
 	if err := s.setAsideStrays(); err != nil {
 		return err
 	}
+	s.keepSpares()
 	s.disk.init()
 	if err := s.refresh(ctx); err != nil {
 		return err
@@ -176,7 +178,8 @@ func (s *Images) shutdown() error {
 // letGo ends the use of the store itself.
 func (s *Images) letGo() error {
 	defer s.store.Free()
-	if _, err := s.store.Shutdown(false); err != nil {
+	// On a full disk the store cannot note that it has changed nothing.
+	if _, err := s.store.Shutdown(false); err != nil && !errors.Is(errdef.Disk(err), errdef.Exhausted) {
 		return fmt.Errorf("close image store %s: %w", s.root, err)
 	}
 	return nil

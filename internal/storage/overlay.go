@@ -164,7 +164,8 @@ func byDescriptor(dirs []string) (names []string, release func(), err error) {
 	return names, release, nil
 }
 
-// chooseMounter takes the first way that works here, found by mounting a small overlay.
+// chooseMounter takes the first way that works here, found by mounting a small overlay. On a full disk nothing can be
+// tried, and each mount finds its way anew.
 func (r *Rootfs) chooseMounter() error {
 	var refused []error
 	for _, way := range []mounter{mountByConfig, mountByOptions} {
@@ -173,10 +174,22 @@ func (r *Rootfs) chooseMounter() error {
 			r.mount = way
 			return nil
 		}
+		if errors.Is(err, errdef.Exhausted) {
+			r.mount = mountEither
+			return nil
+		}
 		refused = append(refused, err)
 	}
 	return fmt.Errorf("overlays need Linux 5.10 with the module overlay, root, and %s on ext4, xfs with ftype=1 or btrfs: %w: %w",
 		r.cfg.Dir, errors.Join(refused...), errdef.Unsupported)
+}
+
+func mountEither(o overlay) error {
+	err := mountByConfig(o)
+	if err != nil {
+		err = mountByOptions(o)
+	}
+	return err
 }
 
 func (r *Rootfs) tryMounter(way mounter) error {

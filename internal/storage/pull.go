@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/crid/crid/internal/errdef"
 	"go.podman.io/image/v5/docker/reference"
@@ -99,7 +100,12 @@ func (s *Images) join(ctx context.Context, key flightKey, names []reference.Name
 		if before != nil {
 			<-before.done // it was cancelled: let it go first
 		}
+		began := time.Now()
 		f.image, f.err = s.fetch(ctx, names, key.auth)
+		if errors.Is(f.err, errdef.Exhausted) {
+			// What a later pull could use would keep a full disk full.
+			s.problems.set("layers of a failed pull", s.dropOrphans(began.Before))
+		}
 		p.land(key, f)
 	})
 	return f, nil

@@ -43,11 +43,16 @@ func (s *Images) scratchDir() string { return filepath.Join(s.root, "crid-scratc
 
 // clearScratch removes what pulls of an earlier life were writing.
 func (s *Images) clearScratch() error {
-	if err := os.RemoveAll(s.scratchDir()); err != nil {
-		return fmt.Errorf("clear the place of unfinished pulls: %w", err)
-	}
-	if err := os.Mkdir(s.scratchDir(), 0o700); err != nil {
+	// The directory itself stays: a full disk has no place for another.
+	if err := os.MkdirAll(s.scratchDir(), 0o700); err != nil {
 		return fmt.Errorf("make the place of unfinished pulls: %w", err)
+	}
+	names, err := entryNames(s.scratchDir())
+	for _, name := range names {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(s.scratchDir(), name)))
+	}
+	if err != nil {
+		return fmt.Errorf("clear the place of unfinished pulls: %w", err)
 	}
 	return nil
 }
