@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"path/filepath"
+	"slices"
 
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/errdef"
@@ -17,6 +18,11 @@ type records struct {
 	pods       *state.Dir[sandbox.Record]
 	containers *state.Dir[container.Record]
 	tombstones *state.Dir[sandbox.Tombstone]
+}
+
+// unsaved says which records a disk has refused.
+func (r records) unsaved() []error {
+	return slices.Concat(r.pods.Unsaved(), r.containers.Unsaved(), r.tombstones.Unsaved())
 }
 
 // viewRecords reads the records and touches nothing.

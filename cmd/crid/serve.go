@@ -67,7 +67,8 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		return errors.Join(err, l.Close(), r.close(ctx))
 	}
 	stopAdmin := startAdmin(ctx, r)
-	go r.collect(ctx) // ends with ctx, at the latest
+	go r.collect(ctx)                          // ends with ctx, at the latest
+	go r.survey.monitors.WatchLogs(ctx, r.log) // ends with ctx, or hangs with a log's filesystem
 	notify(log, daemon.SdNotifyReady)
 	log.Info("crid serves", "version", versionString(), "socket", cfg.Socket, "pods", len(r.pods.List()), "containers", len(r.containers.List()))
 	context.AfterFunc(ctx, func() {

@@ -47,11 +47,14 @@ func newServer(r *rooms, streams *stream.Server) (*server.Server, error) {
 
 // info is what Status tells when it is asked for all.
 func (r *rooms) info(inForce any) map[string]any {
-	var unread []string
+	var unread, unsaved []string
 	for _, err := range append(r.pods.Unreadable(), r.containers.Unreadable()...) {
 		unread = append(unread, err.Error())
 	}
 	slices.Sort(unread)
+	for _, err := range r.survey.records.unsaved() {
+		unsaved = append(unsaved, err.Error())
+	}
 	return map[string]any{
 		"config": inForce,
 		"crid": map[string]any{ // one object: crictl shows objects as such, and lists as text
@@ -62,6 +65,8 @@ func (r *rooms) info(inForce any) map[string]any {
 			"operations": r.operationInfo(),
 			"tombstones": listed(r.pods.Tombstones()),
 			"unreadable": listed(unread),
+			"unsaved":    listed(unsaved),
+			"lostLogs":   listed(r.survey.monitors.StoppedLogs()),
 		},
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/crid/crid/internal/failpoint"
@@ -49,6 +50,7 @@ type Launcher struct {
 	cg         Cgroups
 	reopenWait time.Duration // the constant of that name
 	turns      *turn.Stage   // of creations
+	stopped    atomic.Pointer[[]StoppedLog]
 
 	mu    sync.Mutex // guards procs; never held across a wait or the disk
 	procs map[string]*Process

@@ -158,6 +158,9 @@ func (p *Process) lost(message string, more error) {
 	if more != nil {
 		exit.Message += ": " + more.Error()
 	}
+	if record := p.launcher.exitFile(p.id); isFull(record) {
+		exit.Message += ": there is no space for " + record
+	}
 	_, err := os.Stat(p.launcher.path(p.id, oomFile))
 	exit.OOM = err == nil
 	p.publish(exit)
