@@ -57,9 +57,9 @@ type Node struct {
 
 // Start writes a configuration for a crid of its own, starts it and returns once it answers.
 func Start(ctx context.Context, o Options) (*Node, error) {
-	dir := filepath.Join(isolate.Scratch(), o.Name)
+	root, runroot := Places(o.Name)
 	n := &Node{
-		Dir: dir, RunRoot: filepath.Join("/run", o.Name), options: o,
+		Dir: filepath.Dir(root), RunRoot: runroot, options: o,
 		Cgroup: filepath.Join(isolate.CgroupParent(), o.Name),
 	}
 	n.Socket, n.Debug = filepath.Join(n.RunRoot, "crid.sock"), filepath.Join(n.RunRoot, "debug.sock")
@@ -67,6 +67,11 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		return nil, fmt.Errorf("configure crid: %w", err)
 	}
 	return n, n.Again(ctx)
+}
+
+// Places are where the crid of a name has its roots.
+func Places(name string) (root, runroot string) {
+	return filepath.Join(isolate.Scratch(), name, "root"), filepath.Join("/run", name)
 }
 
 // Root is crid's durable root.
