@@ -39,8 +39,9 @@ unit:
 arch:
 	go test ./internal/arch
 
+# One package of integration tests at a time: they measure how soon crid tells what has happened.
 integration:
-	go test -timeout 20m -count=1 ./test/...
+	go test -p 1 -timeout 30m -count=1 ./test/...
 
 # A pod with two containers from image to tear-down, in namespaces of its own.
 demo:
