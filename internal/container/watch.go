@@ -12,7 +12,7 @@ const (
 	// killTimeout bounds the wait for killed processes to be gone. Only one that sleeps in the kernel needs
 	// longer than milliseconds.
 	killTimeout = 10 * time.Second
-	// exitTimeout bounds the wait for EXITED once all processes are gone: the monitor has 10 s for the log.
+	// exitTimeout bounds the wait for EXITED once all processes are gone: the monitor has eight for the log.
 	exitTimeout = 15 * time.Second
 	// reapTimeout bounds the runtime's `delete`.
 	reapTimeout = time.Minute

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// recordWait is how long a living monitor may take to record an exit: it first drains the log.
-	recordWait = 10 * time.Second
+	// recordWait is how long a living monitor may take to record an exit: it first drains the log. An exit is told ten
+	// seconds after it at the latest.
+	recordWait = 8 * time.Second
 	// deathWait is how long a container that lost its monitor may take to die of SIGKILL before its exit is published.
 	deathWait = 90 * time.Millisecond
 	// codeUnknown is the exit code when nobody knows it.
@@ -180,7 +181,7 @@ func (p *Process) Ref() Ref { return p.ref }
 func (p *Process) Bundle() string { return filepath.Dir(p.launcher.path(p.id, configFile)) }
 
 // Wait returns how the main process ended once it has: when the monitor has recorded it, and so the log is
-// complete; within 100 ms when the monitor died, in which case the main process is killed; or 10 s after the main
+// complete; within 100 ms when the monitor died, in which case the main process is killed; or 8 s after the main
 // process ended while its monitor lives and records nothing.
 func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	select {

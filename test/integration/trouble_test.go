@@ -164,6 +164,7 @@ func TestNobodyWaitsForAnothersTrouble(t *testing.T) {
 // questions are those that the kubelet asks all the time.
 func (d *trouble) questions() map[string]func() error {
 	client, ctx := d.c.Client(), d.c.Context()
+	busybox := &runtime.ImageSpec{Image: harness.Ref(images.Busybox)}
 	return map[string]func() error{
 		"ListPodSandbox": func() error { _, err := client.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{}); return err },
 		"ListContainers": func() error { _, err := client.ListContainers(ctx, &runtime.ListContainersRequest{}); return err },
@@ -175,7 +176,14 @@ func (d *trouble) questions() map[string]func() error {
 			_, err := client.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: d.stuck.ID})
 			return err
 		},
-		"Status": func() error { _, err := client.Status(ctx, &runtime.StatusRequest{Verbose: true}); return err },
+		"PodSandboxStatus of the pod with the stuck volume": func() error {
+			_, err := client.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: d.neighbor.ID})
+			return err
+		},
+		"ListImages":  func() error { _, err := d.c.Images.ListImages(ctx, nil); return err },
+		"ImageStatus": func() error { _, err := d.c.Images.ImageStatus(ctx, busybox, false); return err },
+		"ImageFsInfo": func() error { _, err := d.c.Images.ImageFsInfo(ctx); return err },
+		"Status":      func() error { _, err := client.Status(ctx, &runtime.StatusRequest{Verbose: true}); return err },
 	}
 }
 
