@@ -335,3 +335,18 @@ func TestPodsCreatesAgainstItsRemoval(t *testing.T) {
 		h.wantNothingLeft(m)
 	}
 }
+
+// TestNothingEndsBeforeItBegan has exits recorded by a clock that is behind: that of files ticks a hundred times a second.
+func TestNothingEndsBeforeItBegan(t *testing.T) {
+	made := time.Now()
+	started := made.Add(time.Millisecond)
+	for name, life := range map[string]Life{
+		"created": {CreatedAt: made}, "started": {CreatedAt: made, StartedAt: started},
+	} {
+		s := Status{Life: life}
+		ended(&s, monitor.Exit{At: made.Add(-time.Millisecond)})
+		if s.FinishedAt.Before(s.CreatedAt) || s.FinishedAt.Before(s.StartedAt) {
+			t.Errorf("%s: made at %v, started at %v, ended at %v", name, s.CreatedAt, s.StartedAt, s.FinishedAt)
+		}
+	}
+}

@@ -95,8 +95,10 @@ func (s *starting) settle() {
 func ended(s *Status, exit monitor.Exit) {
 	s.PID = 0
 	s.FinishedAt = exit.At
-	if s.FinishedAt.Before(s.StartedAt) {
-		s.FinishedAt = s.StartedAt // file times come from a coarser clock
+	for _, before := range []time.Time{s.CreatedAt, s.StartedAt} {
+		if s.FinishedAt.Before(before) {
+			s.FinishedAt = before // file times come from a coarser clock
+		}
 	}
 	s.ExitCode, s.Message = int32(exit.Code), exit.Message
 	switch {
