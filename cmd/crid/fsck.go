@@ -123,16 +123,59 @@ func (s *survey) measure(ctx context.Context, f *fsck.Finding) {
 	}
 }
 
-// collectRemains removes, at the start, what is certain to be this crid's and nobody's any more.
+// collectRemains removes, at the start, what is certain to be this crid's and nobody's any more, and remembers what it
+// finds besides.
 func (r *rooms) collectRemains(ctx context.Context) []error {
 	quick := *r.survey
 	quick.images = nil // has a collector of its own
 	found, err := quick.look(ctx, false)
 	failed := r.collectOrphans(ctx, found, false)
+	if err == nil && slices.ContainsFunc(found, isOdd) {
+		found, err = quick.check(ctx, false)
+		odd := slices.DeleteFunc(found, func(f fsck.Finding) bool { return !isOdd(f) })
+		for _, f := range odd {
+			r.log.Warn(warningOf(f))
+		}
+		r.found.Store(&odd)
+	}
 	if err != nil {
 		failed = append(failed, err)
 	}
 	return failed
+}
+
+// isOdd tells what nobody else tells of: a pod or container lacks something, or there is what no crid makes.
+func isOdd(f fsck.Finding) bool { return f.Problem == fsck.Missing || f.Problem == fsck.Unknown }
+
+func warningOf(f fsck.Finding) string {
+	whose := ""
+	if f.Of.ID != "" {
+		whose = fmt.Sprintf(" of %s %s", f.Of.Kind, f.Of.ID)
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%s %s%s: %s: %s", f.Problem, f.Kind, whose, f.Name, f.Remedy), ": ")
+}
+
+// foundWarnings is what the start has found, without what was of pods and containers that were removed since. It never
+// waits.
+func (r *rooms) foundWarnings() []string {
+	found := r.found.Load()
+	if found == nil {
+		return nil
+	}
+	var all []string
+	for _, f := range *found {
+		var gone error
+		switch f.Of.Kind {
+		case fsck.Pod:
+			_, gone = r.pods.Get(f.Of.ID)
+		case fsck.Container:
+			_, gone = r.containers.Get(f.Of.ID)
+		}
+		if gone == nil {
+			all = append(all, warningOf(f))
+		}
+	}
+	return all
 }
 
 // collectOrphans removes objects that nobody knows. Both rooms look again whether they are unknown.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/crid/crid/internal/cgroup"
@@ -16,6 +17,7 @@ import (
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/fsck"
 	"github.com/crid/crid/internal/host"
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/network"
@@ -49,8 +51,14 @@ type rooms struct {
 	pods       *sandbox.Manager
 	survey     *survey // of what is there, beside what the rooms know
 
-	warnings []string // of the start, for Status
-	closers  []closer
+	told
+	closers []closer
+}
+
+// told is what Status tells of the start.
+type told struct {
+	warnings []string
+	found    atomic.Pointer[[]fsck.Finding] // what was missing, or no crid's, once it was looked for
 }
 
 // closer ends one room.

@@ -61,7 +61,7 @@ func (r *rooms) info(inForce any) map[string]any {
 			"handlers":   r.handlerInfo(),
 			"kernel":     r.host.Kernel,
 			"cgroups":    r.host.Cgroup.String(),
-			"warnings":   listed(slices.Concat(r.warnings, r.additionFaults(), r.images.Warnings(), r.rootfs.Warnings())),
+			"warnings":   listed(slices.Concat(r.warnings, r.foundWarnings(), r.additionFaults(), r.images.Warnings(), r.rootfs.Warnings())),
 			"operations": r.operationInfo(),
 			"tombstones": listed(r.pods.Tombstones()),
 			"unreadable": listed(unread),

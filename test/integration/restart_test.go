@@ -195,6 +195,8 @@ func TestWhatIsMissingHarmsOnePod(t *testing.T) {
 	if err := c.Node.Again(c.Context()); err != nil {
 		t.Fatal(err)
 	}
+	odd := []string{pods["pod's files"].ID, containers["monitor directory"].ID, containers["root filesystem"].ID, "state/pods/README"}
+	eventually(t, "what is odd to be told", func() bool { return warnsOf(t, c, odd...) == len(odd) })
 	if got := stays.Exec("echo here"); got != "here\n" || good.Status().State != runtime.PodSandboxState_SANDBOX_READY {
 		t.Errorf("the other pod: %q, %v", got, good.Status())
 	}
@@ -211,6 +213,9 @@ func TestWhatIsMissingHarmsOnePod(t *testing.T) {
 		if rest := left(t, c, pod.ID, containers[what].ID); len(rest) > 0 {
 			t.Errorf("left of the pod without its %s: %q", what, rest)
 		}
+	}
+	if n := warnsOf(t, c, odd[:3]...); n > 0 {
+		t.Errorf("%d of the pods that were removed are still told of", n)
 	}
 	for _, name := range unknown {
 		if _, err := os.Stat(filepath.Join(c.Root(), name)); err != nil {
@@ -372,4 +377,17 @@ func unmountBelow(t *testing.T, dir string) {
 			t.Fatal(fmt.Errorf("unmount %s: %w", info.Mountpoint, err))
 		}
 	}
+}
+
+// warnsOf counts of which of these names the warnings of the verbose status tell.
+func warnsOf(t *testing.T, c *harness.Crid, names ...string) (n int) {
+	t.Helper()
+	var info struct{ Warnings []string }
+	inside(t, c, &info)
+	for _, name := range names {
+		if strings.Contains(strings.Join(info.Warnings, "\n"), name) {
+			n++
+		}
+	}
+	return n
 }
