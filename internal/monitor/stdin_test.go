@@ -118,7 +118,8 @@ func attachFor(t *testing.T, p *Process, types bool) {
 		streams.Stdin = in
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- p.Attach(t.Context(), streams) }() // ends with the connection
+	ctx := context.WithoutCancel(t.Context())       // which ends before what is cleaned up is
+	go func() { ended <- p.Attach(ctx, streams) }() // ends with the connection
 	t.Cleanup(func() {
 		keyboard.Close()
 		if err := <-ended; err != nil {
