@@ -122,10 +122,10 @@ func badPath(err error) error {
 
 // confirmMounts makes sure, before the container's program runs, that the runtime mounted what was looked at, and masked
 // what it was to mask. It can tell only where the process has the root that crid mounted: in a virtual machine there is
-// nothing to see. Hooks may mount over anything, so that after them it cannot tell either. A pause has no mounts that
-// anybody asked for. Invalid: something else is mounted.
+// nothing to see. Hooks may mount over anything, so that after them it cannot tell a source that was replaced from one
+// that a hook has covered. A pause has no mounts that anybody asked for. Invalid: something else is mounted.
 func (c *Container) confirmMounts(pid int, s *specs.Spec) error {
-	if c.plan.Pause || s.Hooks != nil {
+	if c.plan.Pause {
 		return nil
 	}
 	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -147,10 +147,15 @@ func (c *Container) confirmMounts(pid int, s *specs.Spec) error {
 	if ours, err := identityOf(unix.AT_FDCWD, s.Root.Path, 0); err != nil || ours != inside {
 		return err
 	}
-	if err := confirmMasks(root, s); err != nil {
+	if err := confirmMasks(root, s); err != nil || hooksHaveRun(s.Hooks) {
 		return err
 	}
 	return c.creation.confirmIn(root, s)
+}
+
+// hooksHaveRun tells whether a runtime's `create` runs one of the hooks; the other stages come later.
+func hooksHaveRun(h *specs.Hooks) bool {
+	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0
 }
 
 // shown is what a container has where a source was to be mounted.

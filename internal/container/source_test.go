@@ -201,3 +201,41 @@ func TestMountsThatHideASource(t *testing.T) {
 		}
 	}
 }
+
+// The test itself plays the container's process: what it has at secret was to be what it has at asked.
+func TestHooksDoNotHideWhatTheRuntimeDid(t *testing.T) {
+	d := newSwappable(t)
+	at, real, err := openSource(d.asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	c := &Container{creation: &creation{sources: []source{{at: at, field: "mounts[0] (/x)", real: real, dest: d.secret, name: real}}}}
+	one := []specs.Hook{{Path: "/bin/true"}}
+	for name, tc := range map[string]struct {
+		hooks *specs.Hooks
+		blind bool // to sources that were replaced
+	}{
+		"none":            {nil, false},
+		"empty":           {&specs.Hooks{}, false},
+		"prestart":        {&specs.Hooks{Prestart: one}, true},
+		"createRuntime":   {&specs.Hooks{CreateRuntime: one}, true},
+		"createContainer": {&specs.Hooks{CreateContainer: one}, true},
+		"startContainer":  {&specs.Hooks{StartContainer: one}, false},
+		"poststart":       {&specs.Hooks{Poststart: one}, false},
+		"poststop":        {&specs.Hooks{Poststop: one}, false},
+	} {
+		s := &specs.Spec{
+			Root: &specs.Root{Path: "/"}, Process: &specs.Process{}, Linux: &specs.Linux{}, Hooks: tc.hooks,
+			Mounts: []specs.Mount{{Destination: d.secret, Source: real}},
+		}
+		err := c.confirmMounts(os.Getpid(), s)
+		if tc.blind != (err == nil) || !tc.blind && (!errors.Is(err, errdef.Invalid) || !strings.Contains(err.Error(), "host_path was replaced")) {
+			t.Errorf("%s: a source that was replaced: %v", name, err)
+		}
+		s.Linux.MaskedPaths = []string{"/proc/uptime"}
+		if err := c.confirmMounts(os.Getpid(), s); !errors.Is(err, errdef.Invalid) || !strings.Contains(err.Error(), "/proc/uptime") {
+			t.Errorf("%s: a masked path that shows the kernel's file: %v", name, err)
+		}
+	}
+}
