@@ -51,7 +51,8 @@ func (c *Container) filter(s *specs.Spec) error {
 }
 
 // relabel lets the container in to what it mounts: the pod's files, which all its containers share, the image's
-// volumes, and those mounts of which the request says so. A process that SELinux does not confine needs none of that,
+// volumes, and those mounts of which the request says so: these as they are held open, for whoever may write beside them
+// can put another directory of the host in their place. A process that SELinux does not confine needs none of that,
 // and relabelling would shut others out.
 func (c *Container) relabel(_ context.Context, in *spec.Input) error {
 	labels := in.SELinux
@@ -74,12 +75,12 @@ func (c *Container) relabel(_ context.Context, in *spec.Input) error {
 	if labels.Process == "" || strings.Contains(labels.Process, ":spc_t:") {
 		return nil
 	}
-	for i, m := range in.Mounts {
-		if !m.GetSelinuxRelabel() || m.GetImage().GetImage() != "" {
-			continue // an image is not written, not even by crid
+	for _, src := range c.creation.sources { // an image is none: it is not written, not even by crid
+		if !src.relabel {
+			continue
 		}
-		if err := c.m.deps.Security.Relabel(m.Source, labels.Mount); err != nil {
-			return fmt.Errorf("mounts[%d] (%s): selinux_relabel: %w", i, m.GetContainerPath(), err)
+		if err := c.m.deps.Security.RelabelOpen(src.at, labels.Mount); err != nil {
+			return fmt.Errorf("%s: selinux_relabel: %w", src.field, err)
 		}
 	}
 	return nil

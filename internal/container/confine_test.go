@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,10 @@ import (
 )
 
 // guarded is a host with both security modules.
-type guarded struct{ relabels *[]string }
+type guarded struct {
+	relabels *[]string
+	meddle   func() // before anything that a request names is relabelled
+}
 
 func (guarded) AppArmor(_ context.Context, asked *runtime.SecurityProfile, old string, privileged bool) (string, error) {
 	if asked.GetLocalhostRef() == "missing" {
@@ -31,17 +35,28 @@ func (guarded) SELinux(pod fact.Labels, sc *runtime.LinuxContainerSecurityContex
 }
 
 func (g guarded) Relabel(path, label string) error {
-	if path == "/usr" {
-		return fmt.Errorf("relabel /usr: %w", errdef.Invalid)
-	}
 	*g.relabels = append(*g.relabels, path+" "+label)
 	return nil
+}
+
+func (g guarded) RelabelOpen(at *os.File, label string) error {
+	if g.meddle != nil {
+		g.meddle()
+	}
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", at.Fd()))
+	if path == "/usr" {
+		err = fmt.Errorf("relabel /usr: %w", errdef.Invalid)
+	}
+	if err != nil {
+		return err
+	}
+	return g.Relabel(path, label)
 }
 
 func TestModulesConfineContainers(t *testing.T) {
 	h, m := start(t)
 	var relabels []string
-	m.deps.Security = guarded{&relabels}
+	m.deps.Security = guarded{relabels: &relabels}
 	dir := t.TempDir()
 	request := func(name string) Request {
 		r := h.request(name)
@@ -88,5 +103,20 @@ func TestModulesConfineContainers(t *testing.T) {
 	env.SELinux = fact.Labels{Process: "u:r:container_t:s0:c9"}
 	if got, err := m.confinePause(t.Context(), env); err != nil || got.AppArmor != "//false" || got.SELinux != env.SELinux {
 		t.Errorf("a pause: %+v, %v", got, err)
+	}
+}
+
+// Somebody puts a link to another directory in the place of the one that is about to be relabelled.
+func TestWhatTakesAVolumesPlaceIsNotRelabelled(t *testing.T) {
+	h, m := start(t)
+	d := newSwappable(t)
+	var relabels []string
+	m.deps.Security = guarded{&relabels, func() { d.swap(t, d.secret) }}
+	r := h.request("web")
+	r.Pod.SELinux = fact.Labels{Process: "u:r:container_t:s0", Mount: "u:r:file_t:s0"}
+	r.Config.Mounts = []*runtime.Mount{{HostPath: d.asked, ContainerPath: "/a", SelinuxRelabel: true}}
+	mustCreate(t, m, r) // the fake runtime has mounted nothing that could be looked at
+	if want := d.asked + ".old u:r:file_t:s0"; !slices.Contains(relabels, want) || slices.ContainsFunc(relabels, func(s string) bool { return strings.HasPrefix(s, d.secret) }) {
+		t.Errorf("relabelled %q, want %q", relabels, want)
 	}
 }

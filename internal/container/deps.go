@@ -174,7 +174,8 @@ type Hooks interface {
 type Security interface {
 	AppArmor(ctx context.Context, asked *runtime.SecurityProfile, deprecated string, privileged bool) (profile string, err error)
 	SELinux(pod fact.Labels, sc *runtime.LinuxContainerSecurityContext) (fact.Labels, error)
-	Relabel(path, label string) error // a directory with all in it; no label = nothing is done
+	Relabel(path, label string) error            // crid's own file, or directory with all in it; no label = nothing is done
+	RelabelOpen(at *os.File, label string) error // what is open, whatever its name means by now; Invalid for the host's own
 }
 
 // Events takes what happens to containers. It never blocks.

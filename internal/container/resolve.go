@@ -286,6 +286,8 @@ func (c *Container) lookUpHostPath(i int, asked *runtime.Mount) (spec.Mount, err
 		real:  real,
 		dest:  path.Join("/", asked.GetContainerPath()),
 		name:  real,
+
+		relabel: asked.GetSelinuxRelabel(),
 	})
 	if err := wantPropagation(at, real, asked.GetPropagation()); err != nil {
 		return spec.Mount{}, err

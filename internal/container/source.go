@@ -26,6 +26,8 @@ type source struct {
 	real  string   // host path without symbolic links
 	dest  string   // in the container, clean
 	name  string   // host path that the runtime mounts by: with mapped ids another than real
+
+	relabel bool // with the container's SELinux label
 }
 
 // openSource opens a host path and answers its name without symbolic links. What is mounted by autofs gets mounted.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -175,8 +178,11 @@ func (s *mandatory) Relabel(path, l string) error {
 	if path == "/nfs" {
 		return fmt.Errorf("chcon: %w", unix.ENOTSUP)
 	}
-	if path == "/usr" {
-		return errors.New("not allowed")
+	if strings.HasPrefix(path, "/proc/") {
+		var err error
+		if path, err = os.Readlink(path); err != nil {
+			return err
+		}
 	}
 	s.relabels = append(s.relabels, path+" "+l)
 	return nil
@@ -290,8 +296,73 @@ func TestRelabel(t *testing.T) {
 	if len(s.relabels) != 1 || s.relabels[0] != "/vol l" {
 		t.Errorf("relabelled %q", s.relabels)
 	}
-	if err := m.Relabel("/usr", "l"); err == nil || !strings.Contains(err.Error(), "/usr") {
-		t.Errorf("got %v", err)
+	relabel := func(path string) error {
+		at, err := os.OpenFile(path, unix.O_PATH, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer at.Close()
+		return m.RelabelOpen(at, "l")
+	}
+	dir := t.TempDir()
+	if err := relabel(dir); err != nil || len(s.relabels) != 2 || s.relabels[1] != dir+" l" {
+		t.Errorf("%v, relabelled %q", err, s.relabels)
+	}
+	for _, own := range []string{"/", "/usr", "/etc/passwd"} {
+		wantKind(t, own, relabel(own), errdef.Invalid, own)
+	}
+}
+
+// Labels are kept, if not obeyed, by a kernel without SELinux.
+func TestTheKernelRelabelsWhatIsOpen(t *testing.T) {
+	const want = "u:object_r:file_t:s0"
+	dir := t.TempDir()
+	one, other := filepath.Join(dir, "one"), filepath.Join(dir, "other")
+	inside := []string{one, one + "/a", one + "/a/b", one + "/f", other}
+	err := errors.Join(os.MkdirAll(one+"/a/b", 0o755), os.Mkdir(other, 0o755), os.WriteFile(one+"/f", nil, 0o600), os.Symlink(other, one+"/link"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setxattr(dir, "security.selinux", []byte(want), 0); err != nil {
+		t.Skipf("files have no labels here: %v", err)
+	}
+	labels := func(moved string) (all []string) {
+		for _, path := range inside {
+			raw := make([]byte, 99)
+			n, err := unix.Lgetxattr(strings.Replace(path, one, moved, 1), "security.selinux", raw)
+			all = append(all, strings.TrimRight(string(raw[:max(n, 0)]), "\x00"))
+			if err != nil && !errors.Is(err, unix.ENODATA) {
+				t.Fatal(err)
+			}
+		}
+		return all
+	}
+	before := labels(one)
+	at, err := os.OpenFile(one, unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	if err := errors.Join(os.Rename(one, one+".old"), os.Symlink(other, one)); err != nil {
+		t.Fatal(err)
+	}
+	m := &Modules{linux: policy{}}
+	if err := m.RelabelOpen(at, want); err != nil {
+		t.Fatal(err)
+	}
+	if got := labels(one + ".old"); !slices.Equal(got, []string{want, want, want, want, before[4]}) || before[4] == want {
+		t.Errorf("labels %q, before %q", got, before)
+	}
+	file, err := os.OpenFile(one+".old/f", unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := m.RelabelOpen(file, want+":c1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := labels(one + ".old"); got[3] != want+":c1" {
+		t.Errorf("label of a file %q", got[3])
 	}
 }
 

@@ -3,7 +3,11 @@ package lsm
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/selinux/go-selinux"
@@ -168,13 +172,39 @@ func validLevel(s string) bool {
 }
 
 // Relabel gives a file, or a directory with all in it, the label that lets containers with it in. What cannot have
-// labels keeps what it has. The host's own directories are refused.
+// labels keeps what it has. The path is one that nobody but crid can replace.
 func (m *Modules) Relabel(path, fileLabel string) error {
 	if m.linux == nil || fileLabel == "" {
 		return nil
 	}
 	if err := m.linux.Relabel(path, fileLabel); err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return fmt.Errorf("relabel %s: %w", path, err)
+	}
+	return nil
+}
+
+// hostsOwn is what containers would shut the host's programs out of if it had their label.
+var hostsOwn = []string{
+	"/", "/bin", "/boot", "/dev", "/etc", "/etc/passwd", "/etc/pki", "/etc/shadow", "/home", "/lib", "/lib64", "/media", "/opt", "/proc",
+	"/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/sbin", "/var", "/var/lib", "/var/log",
+}
+
+// RelabelOpen is Relabel for what at was opened on (O_PATH suffices), whatever has its name by now. Invalid for the
+// host's own directories.
+func (m *Modules) RelabelOpen(at *os.File, fileLabel string) error {
+	if m.linux == nil || fileLabel == "" {
+		return nil
+	}
+	held := fmt.Sprintf("/proc/self/fd/%d", at.Fd())
+	name, err := os.Readlink(held)
+	if err != nil {
+		return fmt.Errorf("relabel %s: %w", at.Name(), err)
+	}
+	if slices.Contains(hostsOwn, name) {
+		return fmt.Errorf("relabel %s: it is the host's own, mount a directory below it: %w", name, errdef.Invalid)
+	}
+	if err := m.Relabel(held, fileLabel); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
@@ -194,4 +224,17 @@ func (policy) Reserve(l string) error {
 func (policy) Release(l string)           { selinux.ReleaseLabel(l) }
 func (policy) Check(context string) error { return selinux.SecurityCheckContext(context) }
 
-func (policy) Relabel(path, l string) error { return label.Relabel(path, l, false) }
+// Relabel follows path, which may be a link to an open file, and no link below it. The library follows none, and labels
+// what its walk begins with last, as this does.
+func (policy) Relabel(path, l string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	for _, e := range entries {
+		if err := selinux.Chcon(filepath.Join(path, e.Name()), l, true); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return selinux.SetFileLabel(path, l)
+}
