@@ -120,6 +120,7 @@ func (c *Container) publish(s Status) {
 	if s.Resources == nil {
 		s.Resources = c.config.GetLinux().GetResources()
 	}
+	s.Resources = spec.InForce(s.Resources, c.m.deps.Host)
 	s.Mounts = c.mounts()
 	s.ImageID, s.ImageRef = c.plan.ImageID, c.plan.ImageRef
 	s.LogPath, s.StopSignal = c.plan.LogPath, c.plan.StopSignal

@@ -88,6 +88,7 @@ func (c *Container) update(ctx context.Context, change *runtime.LinuxContainerRe
 	if err := c.undoUpdate(); err != nil {
 		return err
 	}
+	change = spec.InForce(change, c.m.deps.Host)
 	after, err := spec.MergeResources(c.Status().Resources, change)
 	if err != nil {
 		return fmt.Errorf("update %s: %w", c, err)
@@ -177,9 +178,7 @@ func (c *Container) beside(change *runtime.LinuxContainerResources, before cgrou
 		delete(limits, file)
 	}
 	for _, h := range change.GetHugepageLimits() {
-		if c.m.deps.Host.HasController("hugetlb") {
-			limits[spec.HugepageFile(h.GetPageSize(), mode)] = fmt.Sprint(h.GetLimit())
-		}
+		limits[spec.HugepageFile(h.GetPageSize(), mode)] = fmt.Sprint(h.GetLimit())
 	}
 	return limits
 }

@@ -277,6 +277,30 @@ func TestUpdateLimitsHugePages(t *testing.T) {
 	}
 }
 
+// A host that cannot limit huge pages does not tell of such limits, neither of the request nor of an update.
+func TestHugePagesThatCannotBeLimitedAreNotTold(t *testing.T) {
+	h, m := start(t)
+	m.deps.Host.Controllers = []string{"cpu", "memory"}
+	pages := []*runtime.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}
+	r := h.request("web")
+	r.Config.Linux.Resources = &runtime.LinuxContainerResources{CpuShares: 512, HugepageLimits: pages}
+	c := mustStart(t, m, r)
+	told := func(shares int64) {
+		t.Helper()
+		if got := c.Status().Resources; got.GetCpuShares() != shares || got.GetHugepageLimits() != nil {
+			t.Errorf("told: %v", got)
+		}
+	}
+	told(512)
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 7, HugepageLimits: pages}); err != nil {
+		t.Fatal(err)
+	}
+	told(7)
+	if len(r.Config.Linux.Resources.HugepageLimits) != 1 {
+		t.Errorf("the request has changed: %v", r.Config.Linux.Resources)
+	}
+}
+
 // One update hangs: the container stops all the same, and the update that waits behind it ends with its client.
 func TestAHangingUpdateHoldsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

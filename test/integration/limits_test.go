@@ -48,6 +48,10 @@ func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
 		if r := ctr.Status().Resources.GetLinux(); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 50000 {
 			t.Errorf("limits as told: %v", r)
 		}
+		seen := strings.Contains(ctr.Exec("cat /proc/self/cgroup /sys/fs/cgroup/cgroup.controllers 2>/dev/null; true"), "hugetlb")
+		if got := len(ctr.Status().Resources.GetLinux().GetHugepageLimits()); got != 0 && !seen {
+			t.Errorf("%d limits of huge pages are told of that there are not", got)
+		}
 		_, err := pod.TryCreate(pod.ContainerConfig("true", func(cfg *runtime.ContainerConfig) {
 			cfg.Linux.Resources = &runtime.LinuxContainerResources{Unified: map[string]string{"nonesuch.max": "1"}}
 		}))

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -41,6 +42,17 @@ func Resources(r *runtime.LinuxContainerResources, host fact.Host) *specs.LinuxR
 		}
 	}
 	return out
+}
+
+// InForce is r without limits of huge pages where this host cannot limit them: nobody is told of a limit that there is
+// not. r stays as it is.
+func InForce(r *runtime.LinuxContainerResources, host fact.Host) *runtime.LinuxContainerResources {
+	if len(r.GetHugepageLimits()) == 0 || host.HasController("hugetlb") {
+		return r
+	}
+	r = proto.CloneOf(r)
+	r.HugepageLimits = nil
+	return r
 }
 
 // memory knows that swap is the sum of memory and swap space, in the CRI as in the OCI, and that a container
