@@ -215,7 +215,12 @@ func TestLimitsAreSetInAnyOrder(t *testing.T) {
 			t.Errorf("%v\n%s", err, diff)
 		}
 	}
-	if err := tree.SetLimits(path, Limits{"cpu.cfs_quota_us": "5"}); err == nil {
-		t.Error("a quota that the kernel refuses was set")
+	for _, quota := range []string{"5", "17592186044416"} { // the bounds of internal/oci/spec, as this kernel has them
+		if err := tree.SetLimits(path, Limits{"cpu.cfs_quota_us": quota}); err == nil {
+			t.Errorf("quota %s, which the kernel refuses, was set", quota)
+		}
+	}
+	if err := tree.SetLimits(path, Limits{"cpu.cfs_quota_us": "17592186044415"}); err != nil {
+		t.Error(err)
 	}
 }

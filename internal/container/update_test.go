@@ -40,7 +40,7 @@ func (f fakeRuntime) Update(_ context.Context, id string, res *specs.LinuxResour
 		}
 		maps.Copy(f.files(), told)
 		if res.CPU != nil && res.CPU.Quota != nil {
-			if *res.CPU.Quota < 0 || *res.CPU.Quota > 1<<50 { // so does crun 1.8 on cgroup v1
+			if *res.CPU.Quota < 0 || *res.CPU.Quota > 1<<40 { // so does crun 1.8 on cgroup v1
 				return errors.New("writing file `cpu.cfs_quota_us`: Numerical result out of range")
 			}
 			f.files()[quotaFile] = fmt.Sprint(*res.CPU.Quota)
@@ -154,7 +154,7 @@ func TestUpdateChangesWhatIsSaidAndNothingElse(t *testing.T) {
 func TestAnUpdateThatFailsChangesNothing(t *testing.T) {
 	h, m := start(t)
 	c := mustStart(t, m, h.request("web"))
-	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5, CpuQuota: 1 << 51, CpuPeriod: 100000}); err == nil {
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5, CpuQuota: 1 << 41, CpuPeriod: 100000}); err == nil {
 		t.Error("a quota that the kernel does not take was taken")
 	}
 	h.script.inUse = 2 << 20
@@ -167,6 +167,7 @@ func TestAnUpdateThatFailsChangesNothing(t *testing.T) {
 		{"swap below memory", &runtime.LinuxContainerResources{MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: 3 << 20}, errdef.Invalid},
 		{"a file of cgroup v2", &runtime.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}, errdef.Invalid},
 		{"a CPU that is not there", &runtime.LinuxContainerResources{CpuShares: 5, CpusetCpus: "0-4"}, errdef.Invalid},
+		{"a quota that no kernel takes", &runtime.LinuxContainerResources{CpuShares: 5, CpuQuota: 1 << 44}, errdef.Invalid},
 		{"a negative period", &runtime.LinuxContainerResources{CpuPeriod: -5}, errdef.Invalid},
 	} {
 		if err := c.Update(t.Context(), u.change); !errors.Is(err, u.kind) {

@@ -83,7 +83,7 @@ func TestUpdateResources(t *testing.T) {
 			{&runtime.LinuxContainerResources{CpuShares: 1024, CpusetMems: "0-"}, codes.InvalidArgument, "linux.cpuset_mems"},
 			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 40 << 20, CpuQuota: 3}, codes.InvalidArgument, "linux.cpu_quota"},
 			{&runtime.LinuxContainerResources{CpuShares: 1024, CpuPeriod: 5}, codes.InvalidArgument, "linux.cpu_period"},
-			{&runtime.LinuxContainerResources{CpuShares: 1024, CpuQuota: 1 << 62}, codes.Unknown, "cpu.cfs_quota_us"},                                    // the kernel alone knows its limit
+			{&runtime.LinuxContainerResources{CpuShares: 1024, CpuQuota: 1 << 62}, codes.InvalidArgument, "linux.cpu_quota"},
 			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 49 << 20}, codes.InvalidArgument, "linux.memory_swap_limit_in_bytes"}, // above memory and swap
 			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 4096, MemorySwapLimitInBytes: 4096}, codes.FailedPrecondition, "memory limit"},
 			{&runtime.LinuxContainerResources{CpuShares: 1024, Unified: map[string]string{"memory.high": "max"}}, codes.InvalidArgument, "linux.unified"},

@@ -139,6 +139,7 @@ func checkHost(field string, r *runtime.LinuxContainerResources, host fact.Host)
 const (
 	minBandwidth = 1000
 	maxPeriod    = 1_000_000
+	maxQuota     = 1<<44 - 1 // since Linux 5.8; older ones take more
 )
 
 // ValidateResources refuses limits that no kernel takes, or that do not go together. field is where r stands in the
@@ -165,7 +166,7 @@ func ValidateChange(field string, r *runtime.LinuxContainerResources) error {
 		value, min, max int64
 	}{
 		{"cpu_period", r.GetCpuPeriod(), minBandwidth, maxPeriod},
-		{"cpu_quota", r.GetCpuQuota(), -1, math.MaxInt64},
+		{"cpu_quota", r.GetCpuQuota(), -1, maxQuota},
 		{"cpu_shares", r.GetCpuShares(), 0, math.MaxInt64},
 		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), -1, math.MaxInt64},
 		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1, math.MaxInt64},

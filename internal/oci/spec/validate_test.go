@@ -130,6 +130,7 @@ func TestValidateContainerRefusesSecurityAndResources(t *testing.T) {
 		{"linux.resources.cpu_period", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuPeriod: 999})},
 		{"linux.resources.cpu_period", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuPeriod: 1_000_001})},
 		{"linux.resources.cpu_quota: 999", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuQuota: 999})},
+		{"linux.resources.cpu_quota: 17592186044416", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpuQuota: 1 << 44})},
 		{"linux.resources.cpuset_cpus \"abc\"", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpusetCpus: "abc"})},
 		{"linux.resources.cpuset_cpus \"3-1\"", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpusetCpus: "3-1"})},
 		{"linux.resources.cpuset_mems \"0,\"", errdef.Invalid, resources(&runtime.LinuxContainerResources{CpusetMems: "0,"})},
