@@ -179,7 +179,7 @@ func TestLimitsOfRecordedFiles(t *testing.T) {
 		t.Errorf("v1: %v\n%s", err, diff)
 	}
 	want = Limits{"cpu.max": "max 100000", "memory.max": "max", "memory.high": "max", "memory.swap.max": "8192", "cgroup.freeze": "0"}
-	got, err = v2.Limits("/p/crid-c", "cgroup.freeze", "rdma.max")
+	got, err = v2.Limits("/p/crid-c", "cgroup.freeze", "rdma.max", "memory.nonesuch")
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("v2: %v\n%s", err, diff)
 	}

@@ -11,6 +11,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/cgroup"
+	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/oci/spec"
 )
@@ -103,7 +104,7 @@ func (c *Container) update(ctx context.Context, change *runtime.LinuxContainerRe
 	if err := c.fits(change.GetMemoryLimitInBytes()); err != nil {
 		return err
 	}
-	before, err := c.m.deps.Limits.Limits(c.plan.Cgroup, slices.Collect(maps.Keys(change.GetUnified()))...)
+	before, err := c.inForce(change)
 	if err == nil {
 		err = c.noteUpdate(func(s *Status) { s.undo = before })
 	}
@@ -131,6 +132,22 @@ func (c *Container) updateError(err error) error {
 		return state
 	}
 	return fmt.Errorf("update %s: %w", c, err)
+}
+
+// inForce is what the files of the container's cgroup that limit something hold, those among them that change names.
+// Invalid when it names one that there is not: only the kernel knows the files of a controller.
+func (c *Container) inForce(change *runtime.LinuxContainerResources) (cgroup.Limits, error) {
+	named := slices.Sorted(maps.Keys(change.GetUnified()))
+	found, err := c.m.deps.Limits.Limits(c.plan.Cgroup, named...)
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range named {
+		if _, there := found[file]; !there {
+			return nil, fmt.Errorf("linux.unified: the container's cgroup has no file %q: %w", file, errdef.Invalid)
+		}
+	}
+	return found, nil
 }
 
 // fits refuses a memory limit that would have the kernel kill at once: v1 refuses it in its own words, v2 kills.

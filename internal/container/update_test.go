@@ -16,6 +16,7 @@ import (
 
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 )
 
 const (
@@ -275,6 +276,27 @@ func TestUpdateLimitsHugePages(t *testing.T) {
 		if got := h.file(file); got != "4194304" {
 			t.Errorf("after %q in force: %s", step.size, got)
 		}
+	}
+}
+
+// Of a controller that is there, a file that is not is the request's fault, and nothing of that request comes about.
+func TestUpdateOfAFileThatTheCgroupLacks(t *testing.T) {
+	h, m := start(t)
+	m.deps.Host.Cgroup = fact.CgroupV2
+	c := mustStart(t, m, h.request("web"))
+	h.files()["memory.high"] = "max"
+	if err := c.Update(t.Context(), &runtime.LinuxContainerResources{Unified: map[string]string{"memory.high": "max"}}); err != nil {
+		t.Error(err)
+	}
+	for _, file := range []string{"memory.nonesuch", "memory.*"} {
+		err := c.Update(t.Context(), &runtime.LinuxContainerResources{CpuShares: 5, Unified: map[string]string{"memory.high": "1", file: "1"}})
+		wantKind(t, err, errdef.Invalid)
+		if err != nil && !strings.Contains(err.Error(), fmt.Sprintf("linux.unified: the container's cgroup has no file %q", file)) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if h.file(sharesFile) != "1024" || c.Status().undo != nil || len(c.Status().Resources.GetUnified()) != 1 {
+		t.Errorf("in force: %v; told: %v", h.files(), c.Status().Resources)
 	}
 }
 
