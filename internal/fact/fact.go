@@ -51,7 +51,7 @@ type Handler struct {
 	RecursiveReadOnly bool   // mounts can be made read-only with all their submounts
 	UserNamespaces    bool   // containers can join a pod's user namespace, and the host maps ids of mounts
 	FlatBinds         bool   // in a user namespace, bind mounts lack what is mounted below their source, or their options
-	Doubt             string // why this is a guess, for the operator; empty when the binary told it or is known not to
+	Doubt             string // why this is a guess, or less than the binary can, for the operator; empty when it is neither
 }
 
 // Condition is one line of a readiness report.

@@ -43,14 +43,17 @@ func (r *Runtime) Probe(ctx context.Context) (fact.Handler, error) {
 	case found.tells() || errors.Is(err, context.DeadlineExceeded):
 		doubt = fmt.Sprintf("handler %s: what it can do is guessed by its version, since it does not tell: %v", r.cfg.Name, err)
 	}
-	kernel := mountSetattr()
+	lacks := tryReadOnly()
+	if can.rro && lacks != nil {
+		doubt = strings.TrimPrefix(fmt.Sprintf("%s; handler %s: recursive read-only mounts are not offered: %v", doubt, r.cfg.Name, lacks), "; ")
+	}
 	return fact.Handler{
 		Name:              r.cfg.Name,
 		Path:              r.cfg.Path,
 		Version:           found.String(),
 		SpecVersion:       can.spec,
-		RecursiveReadOnly: can.rro && kernel,
-		UserNamespaces:    can.userns && kernel,
+		RecursiveReadOnly: can.rro && lacks == nil,
+		UserNamespaces:    can.userns && !errors.Is(lacks, unix.ENOSYS),
 		FlatBinds:         found.flatBinds(),
 		Doubt:             doubt,
 	}, nil
@@ -151,9 +154,28 @@ func parseFeatures(out []byte) (abilities, error) {
 	return can, nil
 }
 
-// mountSetattr tells whether the kernel (5.12) has mount_setattr(2), which recursive read-only and idmapped
-// mounts are made with.
-func mountSetattr() bool {
-	err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{})
-	return !errors.Is(err, unix.ENOSYS)
+// tryReadOnly makes a copy of a mount that nobody sees read-only with all below it, by mount_setattr(2) as runtimes do.
+// ENOSYS: the kernel (before 5.12) does not have that call, which mapped ids need as well.
+func tryReadOnly() error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("copy the mount of /: %w", err)
+	}
+	defer unix.Close(tree) // the copy goes with it
+	return makeReadOnly(tree)
+}
+
+func makeReadOnly(tree int) error {
+	err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if err != nil {
+		return fmt.Errorf("make a mount read-only with all below it (Linux 5.12): %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(tree, &st); err != nil {
+		return fmt.Errorf("look at a read-only mount: %w", err)
+	}
+	if st.Flags&unix.ST_RDONLY == 0 {
+		return fmt.Errorf("a mount made read-only is still writable: %w", errdef.Unsupported)
+	}
+	return nil
 }

@@ -1,8 +1,11 @@
 package oci
 
 import (
+	"errors"
 	"os/exec"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestVersions(t *testing.T) {
@@ -78,5 +81,22 @@ func TestProbeOfTheInstalledRuntimes(t *testing.T) {
 		if err != nil || h.Version == "" || h.SpecVersion == "" || !h.RecursiveReadOnly || !h.UserNamespaces || h.FlatBinds != (name == "crun") {
 			t.Errorf("%s: %+v, %v", name, h, err)
 		}
+	}
+}
+
+// The installed runtimes are offered with recursive read-only mounts, since this kernel makes them.
+func TestReadOnlyIsTried(t *testing.T) {
+	var before, after unix.Statfs_t
+	if err := unix.Statfs("/", &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := tryReadOnly(); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Statfs("/", &after); err != nil || after.Flags != before.Flags {
+		t.Errorf("flags of / %#x, before the trial %#x; %v", after.Flags, before.Flags, err)
+	}
+	if err := makeReadOnly(-1); !errors.Is(err, unix.EBADF) {
+		t.Errorf("no mount at all became read-only: %v", err)
 	}
 }
