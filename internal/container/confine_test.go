@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -98,12 +100,52 @@ func TestModulesConfineContainers(t *testing.T) {
 	if _, err = m.Create(t.Context(), r); err == nil || !strings.Contains(err.Error(), "mounts[1] (/b): selinux_relabel") {
 		t.Errorf("relabelling of /usr: %v", err)
 	}
+}
 
-	env := h.pod()
-	env.SELinux = fact.Labels{Process: "u:r:container_t:s0:c9"}
-	if got, err := m.confinePause(t.Context(), env); err != nil || got.AppArmor != "//false" || got.SELinux != env.SELinux {
-		t.Errorf("a pause: %+v, %v", got, err)
+func TestPausesAreConfinedAsTheirPodsAsk(t *testing.T) {
+	h, m := start(t)
+	m.deps.Security = guarded{relabels: new([]string)}
+	file := filepath.Join(t.TempDir(), "profile.json")
+	if err := os.WriteFile(file, []byte(`{"defaultAction": "SCMP_ACT_LOG"}`), 0o644); err != nil {
+		t.Fatal(err)
 	}
+	standard := &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
+	own := &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: file}
+	none := &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined}
+	const confined, free = "u:r:container_t:s0:c9", "u:r:spc_t:s0"
+	for name, c := range map[string]struct {
+		asked          *runtime.LinuxSandboxSecurityContext
+		armor, selinux string
+		seccomp        specs.LinuxSeccompAction // of calls that the profile does not name; empty = no profile
+	}{
+		"nothing":            {asked: nil, armor: "//false", selinux: confined},
+		"seccomp-default":    {asked: &runtime.LinuxSandboxSecurityContext{Seccomp: standard}, armor: "//false", selinux: confined, seccomp: specs.ActErrno},
+		"seccomp-of-a-file":  {asked: &runtime.LinuxSandboxSecurityContext{Seccomp: own}, armor: "//false", selinux: confined, seccomp: specs.ActLog},
+		"seccomp-unconfined": {asked: &runtime.LinuxSandboxSecurityContext{Seccomp: none}, armor: "//false", selinux: confined},
+		"privileged":         {asked: &runtime.LinuxSandboxSecurityContext{Privileged: true, Seccomp: own}, armor: "//true", selinux: free},
+		"apparmor":           {asked: &runtime.LinuxSandboxSecurityContext{Apparmor: own}, armor: file + "//false", selinux: confined},
+	} {
+		env := h.pod()
+		env.ID, env.SELinux.Process = name, confined
+		env.Config.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: c.asked}
+		if _, err := m.StartPause(t.Context(), env); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		s, seccomp := h.config(PauseID(name)), specs.LinuxSeccompAction("")
+		if s.Linux.Seccomp != nil {
+			seccomp = s.Linux.Seccomp.DefaultAction
+		}
+		if s.Process.ApparmorProfile != c.armor || s.Process.SelinuxLabel != c.selinux || seccomp != c.seccomp {
+			t.Errorf("%s: AppArmor profile %q, SELinux label %q, seccomp %q; want %+v", name, s.Process.ApparmorProfile, s.Process.SelinuxLabel, seccomp, c)
+		}
+	}
+	env := h.pod()
+	env.ID = "lost"
+	env.Config.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{
+		Apparmor: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "missing"}}}
+	_, err := m.StartPause(t.Context(), env)
+	wantKind(t, err, errdef.Invalid)
 }
 
 // Somebody puts a link to another directory in the place of the one that is about to be relabelled.
