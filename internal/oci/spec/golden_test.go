@@ -101,6 +101,7 @@ func variants() []variant {
 		}},
 		{"readonly-root", func(in *Input) { security(in).ReadonlyRootfs = true }},
 		{"privileged", editPrivileged},
+		{"unmasked", func(in *Input) { security(in).MaskedPaths, security(in).ReadonlyPaths = nil, nil }},
 		{"devices", func(in *Input) {
 			in.Devices = []Device{fuse("rw"), {LinuxDevice: specs.LinuxDevice{Path: "/dev/sdx", Type: "b", Major: 8}}}
 		}},
@@ -151,10 +152,7 @@ func securityVariants() []variant {
 			in.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
 			security(in).NoNewPrivs = true
 		}},
-		{"security-modules", func(in *Input) {
-			in.AppArmor = "crid-default"
-			in.SELinux = fact.Labels{Process: "system_u:system_r:container_t:s0:c1,c2", Mount: "system_u:object_r:container_file_t:s0:c1,c2"}
-		}},
+		{"security-modules", confine},
 		{"annotations", func(in *Input) {
 			in.AllowedAnnotations = []string{"io.katacontainers.*", "example.com/*", "io.kubernetes.cri.*"}
 			in.Pod.Config.Annotations = map[string]string{
@@ -182,11 +180,23 @@ func TestBuild(t *testing.T) {
 }
 
 func TestBuildPause(t *testing.T) {
-	s, err := BuildPause(example())
-	if err != nil {
-		t.Fatal(err)
+	for _, v := range []variant{
+		{"pause", func(*Input) {}},
+		{"pause-confined", func(in *Input) {
+			confine(in)
+			in.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			in := example()
+			v.edit(&in)
+			s, err := BuildPause(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden.Compare(t, v.name, s)
+		})
 	}
-	golden.Compare(t, "pause", s)
 }
 
 func TestExecProcess(t *testing.T) {
@@ -198,6 +208,12 @@ func TestExecProcess(t *testing.T) {
 	if s.Process.Terminal || s.Process.Args[0] != "/bin/web" || s.Process.Env[len(s.Process.Env)-1] == "TERM=xterm" {
 		t.Errorf("the container's own process was edited: %+v", s.Process)
 	}
+}
+
+// confine has the host's security modules hold the container.
+func confine(in *Input) {
+	in.AppArmor = "crid-default"
+	in.SELinux = fact.Labels{Process: "system_u:system_r:container_t:s0:c1,c2", Mount: "system_u:object_r:container_file_t:s0:c1,c2"}
 }
 
 func editProcess(in *Input) {
