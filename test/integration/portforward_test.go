@@ -87,14 +87,7 @@ func TestPortForwardsLeaveNothing(t *testing.T) {
 	if _, err := ws.Write([]byte("\x00GET / HTTP/1.1\r\nHost: pod\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	said := ""
-	for !strings.Contains(said, "hello from") {
-		var frame []byte
-		if err := websocket.Message.Receive(ws, &frame); err != nil {
-			t.Fatalf("%v: %q", err, said)
-		}
-		said += string(frame[1:])
-	}
+	hearWS(t, ws, 0, "hello from")
 	pod.Stop() // amid a connection that is kept alive
 	var frame []byte
 	for err == nil {

@@ -146,6 +146,19 @@ func dialWS(t *testing.T, address string) *websocket.Conn {
 	return ws
 }
 
+// hearWS reads from a WebSocket until one of its channels has said words.
+func hearWS(t *testing.T, ws *websocket.Conn, channel byte, words string) {
+	t.Helper()
+	heard := map[byte]string{}
+	for !strings.Contains(heard[channel], words) {
+		var frame []byte
+		if err := websocket.Message.Receive(ws, &frame); err != nil {
+			t.Fatalf("%v: %q", err, heard)
+		}
+		heard[frame[0]] += string(frame[1:])
+	}
+}
+
 // selfSigned makes a certificate for 127.0.0.1, and its key, as PEM.
 func selfSigned(t *testing.T) (cert, key []byte) {
 	t.Helper()

@@ -133,6 +133,32 @@ func TestExecByWebSocket(t *testing.T) {
 	}
 }
 
+func TestAttachByWebSocket(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		for _, tty := range []bool{false, true} {
+			ctr := pod.Run(talk, func(cfg *runtime.ContainerConfig) {
+				cfg.Metadata.Name, cfg.Stdin, cfg.Tty = "tty-"+strconv.FormatBool(tty), true, tty
+			})
+			attached := func(line string) *websocket.Conn {
+				ws := dialWS(t, attachURL(t, c, ctr, tty))
+				if _, err := ws.Write([]byte("\x00" + line + "\n")); err != nil {
+					t.Fatal(err)
+				}
+				hearWS(t, ws, 1, "got "+line)
+				return ws
+			}
+			if err := attached("one").Close(); err != nil { // leaving does not end the container
+				t.Error(err)
+			}
+			ws := attached("two")
+			defer ws.Close()
+			ctr.Stop(0)
+			hearWS(t, ws, 3, `"status":"Success"`)
+		}
+	})
+}
+
 // talk answers every line until its stdin ends.
 const talk = "while read line; do echo got $line; done; echo over; exit 4"
 
