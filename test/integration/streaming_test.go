@@ -277,29 +277,48 @@ func TestStreamsThatCannotBe(t *testing.T) {
 
 func TestStreamsOverTLS(t *testing.T) {
 	dir := t.TempDir()
-	cert, key := selfSigned(t)
 	config := "[streaming]\n"
-	for name, content := range map[string][]byte{"tls_cert": cert, "tls_key": key, "tls_client_ca": cert} {
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		config += name + " = \"" + file + "\"\n"
+	for _, name := range []string{"tls_cert", "tls_key", "tls_client_ca"} {
+		config += name + " = \"" + filepath.Join(dir, name) + "\"\n"
 	}
+	install := func(cert, key []byte) {
+		for name, content := range map[string][]byte{"tls_cert": cert, "tls_key": key, "tls_client_ca": cert} {
+			if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cert, key := selfSigned(t)
+	install(cert, key)
 	c := harness.Start(t, harness.Config(config))
 	ctr := c.RunPod().Run("sleep 1000")
-	for _, known := range []bool{true, false} {
+	greeted := func(with rest.TLSClientConfig) error {
 		var out bytes.Buffer
 		o := remotecommand.StreamOptions{Stdout: &out}
 		address := execURL(t, c, ctr, o, "echo hello")
-		with := rest.TLSClientConfig{CAData: cert}
-		if known {
-			with.CertData, with.KeyData = cert, key
-		}
 		err := streamTLS(c.Context(), t, address, with, o)
-		if !strings.HasPrefix(address, "https://127.0.0.1:") || known != (err == nil) || known != (out.String() == "hello\n") {
-			t.Errorf("a client that is known: %v; %s: %v, %q", known, address, err, &out)
+		if !strings.HasPrefix(address, "https://127.0.0.1:") || (err == nil) != (out.String() == "hello\n") {
+			t.Errorf("%s: %v, %q", address, err, &out)
 		}
+		return err
+	}
+	known := rest.TLSClientConfig{CAData: cert, CertData: cert, KeyData: key}
+	if err := greeted(known); err != nil {
+		t.Error(err)
+	}
+	if err := greeted(rest.TLSClientConfig{CAData: cert}); err == nil {
+		t.Error("a client that is not known was served")
+	}
+	newCert, newKey := selfSigned(t) // as when a certificate is renewed under a crid that runs
+	install(newCert, newKey)
+	if err := greeted(rest.TLSClientConfig{CAData: newCert, CertData: newCert, KeyData: newKey}); err != nil {
+		t.Errorf("with the new certificate: %v", err)
+	}
+	if err := greeted(rest.TLSClientConfig{CAData: newCert, CertData: cert, KeyData: key}); err == nil {
+		t.Error("a client of the old authority was served")
+	}
+	if err := greeted(known); err == nil {
+		t.Error("the old certificate is still shown")
 	}
 }
 
