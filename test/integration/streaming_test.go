@@ -385,6 +385,38 @@ func TestStreamsLeaveNothing(t *testing.T) {
 	})
 }
 
+// Whoever leaves amid output, or a terminal, leaves no more behind than one who has heard nothing.
+func TestLeavingAmidOutputLeavesNothing(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		for _, tty := range []bool{false, true} {
+			ctr := pod.Run("while :; do echo loud; usleep 100; done", func(cfg *runtime.ContainerConfig) {
+				cfg.Metadata.Name, cfg.Stdin, cfg.Tty = "tty-"+strconv.FormatBool(tty), true, tty
+			})
+			attachOnce := func() {
+				k := connect(t, attachURL(t, c, ctr, tty), tty, nil)
+				k.screen.await(t, "loud")
+				k.hangUp()
+				if err := k.wait(); err == nil {
+					t.Fatal("the stream ended by itself")
+				}
+			}
+			attachOnce()
+			monitor := filepath.Join(c.RunRoot, "monitor", ctr.ID)
+			held := filepath.Join("/proc", contents(t, monitor, "monitor.pid"), "fd")
+			files, fds := names(t, monitor), names(t, held)
+			for range 20 {
+				attachOnce()
+			}
+			if now := names(t, monitor); len(now) != len(files) {
+				t.Errorf("tty %v: the monitor's directory has %v, had %v", tty, now, files)
+			}
+			// conmon notices at its next write that a client has gone.
+			eventually(t, "the monitor to let go of its clients", func() bool { return len(names(t, held)) <= len(fds) })
+		}
+	})
+}
+
 // execMany runs 1000 commands, or a tenth of that with runc, which is slow: with and without input, some at terminals.
 func execMany(t *testing.T, c *harness.Crid, ctr *harness.Container) {
 	t.Helper()
