@@ -86,8 +86,9 @@ func end(holder *os.Process) error {
 	}
 }
 
-// holderError tells a refused map from a host where nobody may trace, as withHolder does, and from a kernel that has no
-// more namespaces. scope is what kernel.yama.ptrace_scope says.
+// holderError tells a map that the kernel does not take from a host where crid may not trace, as withHolder does, or make
+// user namespaces, and from a kernel that has no more namespaces. scope is what kernel.yama.ptrace_scope says. Forbidding
+// is the host's doing: what a client can get wrong is refused before, or EINVAL.
 func holderError(err error, scope string) error {
 	if path := (*fs.PathError)(nil); errors.As(err, &path) {
 		err = path.Err
@@ -96,9 +97,12 @@ func holderError(err error, scope string) error {
 	case errors.Is(err, unix.EPERM) && strings.TrimSpace(scope) == "3":
 		return fmt.Errorf("make a user namespace: kernel.yama.ptrace_scope is 3, and crid must trace the process that holds new namespaces: "+
 			"set it to 2 or less and reboot: %w: %w", errdef.Unsupported, err)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.ERANGE):
-		return fmt.Errorf("make a user namespace: the kernel refuses it or the id mappings of userns_options (ranges that overlap, or that crid "+
-			"itself has not; see also /proc/sys/user/max_user_namespaces): %w: %w", errdef.Invalid, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("make a user namespace: this host does not let crid (a security module, RestrictNamespaces= of crid's unit or a "+
+			"chroot forbids it), or crid itself has not the host ids of userns_options: %w: %w", errdef.Unsupported, err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
+		return fmt.Errorf("make a user namespace: the kernel refuses it or the id mappings of userns_options (ranges that overlap; see also "+
+			"/proc/sys/user/max_user_namespaces): %w: %w", errdef.Invalid, err)
 	}
 	return makingError(err)
 }

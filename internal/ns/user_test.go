@@ -202,8 +202,8 @@ func TestWhyAUserNamespaceIsRefused(t *testing.T) {
 		words string
 	}{
 		{unix.EPERM, "3\n", errdef.Unsupported, "kernel.yama.ptrace_scope is 3"},
-		{unix.EPERM, "1\n", errdef.Invalid, "id mappings"},
-		{unix.EPERM, "", errdef.Invalid, "userns_options"},
+		{unix.EPERM, "1\n", errdef.Unsupported, "this host does not let crid"},
+		{unix.EPERM, "", errdef.Unsupported, "host ids of userns_options"},
 		{unix.EINVAL, "3\n", errdef.Invalid, "userns_options"},
 		{unix.ENOSPC, "0\n", errdef.Exhausted, "max_*_namespaces"},
 	} {
