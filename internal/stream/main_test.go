@@ -52,20 +52,32 @@ func (f *fakes) Exec(ctx context.Context, id string, cmd []string, terminal bool
 	if cmd[0] == "missing" {
 		return 0, errors.New("no such command")
 	}
+	if loud, err := f.loud(ctx, cmd[0], s); loud {
+		return 0, err
+	}
 	code, err := f.talk(ctx, fmt.Sprintf("%s %s %v", id, strings.Join(cmd, " "), terminal), s)
 	f.note(err)
 	return code, err
 }
 
 func (f *fakes) Attach(ctx context.Context, id string, s Streams) error {
-	if patience, err := time.ParseDuration(id); err == nil { // it is the name of a loud one
-		err = flood(ctx, s.Stdout, patience)
-		f.note(err)
+	if loud, err := f.loud(ctx, id, s); loud {
 		return err
 	}
 	_, err := f.talk(ctx, id, s)
 	f.note(err)
 	return err
+}
+
+// loud floods a client that does not read, if name is how long that is borne.
+func (f *fakes) loud(ctx context.Context, name string, s Streams) (is bool, err error) {
+	patience, err := time.ParseDuration(name)
+	if err != nil {
+		return false, nil
+	}
+	err = flood(ctx, s.Stdout, patience)
+	f.note(err)
+	return true, err
 }
 
 // flood writes until that fails, or takes longer than patience.

@@ -194,14 +194,25 @@ func TestAClientThatReadsNothingIsLetGoOf(t *testing.T) {
 	}
 	web := func(t *testing.T, u *url.URL) io.Closer { return dialWS(t, u) }
 	for name, dial := range map[string]func(t *testing.T, u *url.URL) io.Closer{"SPDY": spdy, "WebSocket": web} {
-		for _, test := range []struct{ patience, idle, lastWait time.Duration }{
-			{time.Minute, time.Second / 2, time.Minute}, // it is left to the idle timeout
-			{time.Second, time.Minute, time.Second / 2}, // the container has lost its patience
+		for _, test := range []struct {
+			command                  bool
+			patience, idle, lastWait time.Duration
+		}{
+			{false, time.Minute, time.Second / 2, time.Minute}, // it is left to the idle timeout
+			{false, time.Second, time.Minute, time.Second / 2}, // the container has lost its patience
+			{true, time.Minute, time.Second / 2, time.Minute},  // a command has nobody else to bear it
 		} {
-			t.Run(fmt.Sprint(name, ", idle for ", test.idle), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, command %v, idle for %v", name, test.command, test.idle), func(t *testing.T) {
 				s, f := serve(t, Config{IdleTimeout: test.idle})
 				s.lastWait = test.lastWait
-				c := dial(t, parsed(t)(s.AttachURL(Attach{Container: test.patience.String(), Want: Want{Stdout: true}})))
+				loud, want := test.patience.String(), Want{Stdout: true}
+				var u *url.URL
+				if test.command {
+					u = execURL(t, s, want, loud)
+				} else {
+					u = parsed(t)(s.AttachURL(Attach{Container: loud, Want: want}))
+				}
+				c := dial(t, u)
 				t.Cleanup(func() { c.Close() })
 				select {
 				case <-f.one:
