@@ -96,6 +96,37 @@ func TestAVanishedClientTakesItsCommandAlong(t *testing.T) {
 	})
 }
 
+// While a container is given its time to end, its commands go on; they end with it, and their clients hear of it.
+func TestCommandsEndWithTheirContainer(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		pod := c.RunPod()
+		for _, tty := range []bool{false, true} {
+			ctr := pod.Run("trap 'touch /told' TERM; while [ ! -e /end ]; do sleep 0.1; done", func(cfg *runtime.ContainerConfig) {
+				cfg.Metadata.Name = "tty-" + strconv.FormatBool(tty)
+			})
+			o := remotecommand.StreamOptions{Stdin: strings.NewReader(""), Stdout: io.Discard, Tty: tty}
+			k := connect(t, execURL(t, c, ctr, o, "trap '' TERM HUP; echo begun; while read line; do echo got $line; [ $line = end ] && touch /end; done"), tty, nil)
+			k.screen.await(t, "begun")
+			stopped := make(chan error, 1)
+			go func() { stopped <- c.Runtime.StopContainer(c.Context(), ctr.ID, 60) }() // ends with the container
+			eventually(t, "the signal", func() bool { return ctr.Exec("test -e /told && echo told || true") == "told\n" })
+			k.types("still\n")
+			k.screen.await(t, "got still")
+			k.types("end\n")
+			var exit exec.ExitError
+			if err := k.wait(); !errors.As(err, &exit) || exit.ExitStatus() != 137 {
+				t.Errorf("tty %v: the command ended with %v", tty, err)
+			}
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			if s := ctr.Status(); s.ExitCode != 0 {
+				t.Errorf("the container was killed: %v", s)
+			}
+		}
+	})
+}
+
 func TestExecByWebSocket(t *testing.T) {
 	c := harness.Start(t)
 	ctr := c.RunPod().Run("sleep 1000")
