@@ -91,7 +91,7 @@ var torn = map[string]func(whole string) string{
 	"empty":        func(string) string { return "" },
 	"one byte":     func(whole string) string { return whole[:1] },
 	"half":         func(whole string) string { return whole[:len(whole)/2] },
-	"a byte short": func(whole string) string { return whole[:len(whole)-1] },
+	"a byte short": func(whole string) string { return whole[:len(strings.TrimRight(whole, " \n"))-1] }, // it ends in blanks
 	"NULs":         func(whole string) string { return strings.Repeat("\x00", len(whole)) },
 	"half, then NULs": func(whole string) string {
 		return whole[:len(whole)/2] + strings.Repeat("\x00", len(whole)-len(whole)/2)
