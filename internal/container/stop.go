@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -13,8 +14,17 @@ import (
 // stopping is a stop in progress that others join and may hurry.
 type stopping struct {
 	*flight
-	deadline time.Time     // when the kill is due; guarded by Container.op
-	sooner   chan struct{} // holds a token when deadline moved
+	sooner chan struct{} // holds a token when deadline moved
+
+	mu       sync.Mutex // guards deadline alone, so that no stop waits for a record that is being written under op
+	deadline time.Time  // when the kill is due
+}
+
+// until is when the kill is due.
+func (s *stopping) until() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deadline
 }
 
 // errStopped is why a creation ends when its container is to be stopped.
@@ -77,8 +87,10 @@ func (c *Container) beginStop(grace time.Duration) (*stopping, error) {
 	return s, nil
 }
 
-// hurry brings the kill forward. The caller holds op.
+// hurry brings the kill forward.
 func (s *stopping) hurry(deadline time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !deadline.Before(s.deadline) {
 		return
 	}
@@ -95,25 +107,15 @@ func (c *Container) stop(ctx context.Context, s *stopping) error {
 	if c.askToEnd(s) && c.awaitExit(s) {
 		return nil
 	}
-	if c.m.crew.ending() && !c.due(s) {
+	if c.m.crew.ending() && time.Now().Before(s.until()) {
 		return errClosing // the container is left as it is; whoever asked asks the next crid
 	}
 	return c.kill(ctx)
 }
 
-// due tells whether the grace is over.
-func (c *Container) due(s *stopping) bool {
-	c.op.Lock()
-	defer c.op.Unlock()
-	return !time.Now().Before(s.deadline)
-}
-
 // askToEnd sends the stop signal, if there is a process that can heed it and time for that.
 func (c *Container) askToEnd(s *stopping) bool {
-	c.op.Lock()
-	due := s.deadline
-	c.op.Unlock()
-	if c.Status().State != Running || c.proc == nil || !time.Now().Before(due) {
+	if c.Status().State != Running || c.proc == nil || !time.Now().Before(s.until()) {
 		return false
 	}
 	c.noteSignal(syscall.Signal(c.plan.Signal))
@@ -129,10 +131,7 @@ func (c *Container) askToEnd(s *stopping) bool {
 // may be long, and nothing is lost by not waiting for it.
 func (c *Container) awaitExit(s *stopping) bool {
 	for {
-		c.op.Lock()
-		left := time.Until(s.deadline)
-		c.op.Unlock()
-		timer := time.NewTimer(left)
+		timer := time.NewTimer(time.Until(s.until()))
 		select {
 		case <-c.exited:
 			timer.Stop()
