@@ -113,7 +113,7 @@ func TestCVE_2026_41579_LinksThatLeadARuntimeOut(t *testing.T) {
 		{"devices, CVE-2026-88264 and CVE-2026-88265 of crun", false, func(b bait) []images.File {
 			return []images.File{images.Link("dev/console", b.dir+"/console"), images.Link("dev/null", b.dir+"/secret"), images.Link("dev/ptmx", b.dir+"/ptmx"), images.Link("dev/shm", b.dir)}
 		}, nil},
-		{"the working directory, CVE-2026-55686 of Podman", false, func(b bait) []images.File { return []images.File{images.Link("work", b.dir)} }, func(c *v1.Config) { c.WorkingDir = "/work/made/deep" }},
+		{"the working directory, CVE-2026-55686 of Podman", false, func(b bait) []images.File { return []images.File{images.Link("home", b.dir)} }, func(c *v1.Config) { c.WorkingDir = "/home/made/deep" }},
 		{"a file at dev", true, func(bait) []images.File { return []images.File{images.Text("dev", "no directory")} }, nil},
 	}
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
