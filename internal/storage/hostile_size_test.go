@@ -4,7 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -89,16 +92,17 @@ func TestBombs(t *testing.T) {
 		layer []byte
 		kind  error // nil = any error
 	}{
-		"160 MiB of zeros":             {bomb(t, 160), errdef.Exhausted},
-		"a hole of 4 EiB":              {gzipped(t, sparse()), errdef.Invalid},
-		"a size of 8 EiB":              {gzipped(t, absurdHeader(1<<63-1, nil)), nil},
-		"zstd with a window of 64 GiB": {zstdWindow(), nil},
-		"gzip that is cut off":         {bomb(t, 128)[:50<<10], nil},
-		"gzip that ends in it":         {append(gzipped(t, absurdHeader(1<<20, nil)), "trailer"...), nil},
-		"a name of 900 KiB":            {gzipped(t, packed(t, file(strings.Repeat("n", 900<<10), "x"))), errdef.Invalid},
-		"headers without a file":       {gzipped(t, endlessHeaders(t)), errdef.Invalid},
-		"compressed twice":             {gzipped(t, gzipped(t, packed(t, file("a", "b")))), errdef.Invalid},
-		"no archive":                   {[]byte("hello"), nil},
+		"160 MiB of zeros":              {bomb(t, 160), errdef.Exhausted},
+		"a hole of 4 EiB":               {gzipped(t, sparse()), errdef.Invalid},
+		"a size of 8 EiB":               {gzipped(t, absurdHeader(1<<63-1, nil)), nil},
+		"zstd with a window of 64 GiB":  {zstdWindow(), nil},
+		"xz with a dictionary of 4 GiB": {xzDictionary(t), errdef.Invalid},
+		"gzip that is cut off":          {bomb(t, 128)[:50<<10], nil},
+		"gzip that ends in it":          {append(gzipped(t, absurdHeader(1<<20, nil)), "trailer"...), nil},
+		"a name of 900 KiB":             {gzipped(t, packed(t, file(strings.Repeat("n", 900<<10), "x"))), errdef.Invalid},
+		"headers without a file":        {gzipped(t, endlessHeaders(t)), errdef.Invalid},
+		"compressed twice":              {gzipped(t, gzipped(t, packed(t, file("a", "b")))), errdef.Invalid},
+		"no archive":                    {[]byte("hello"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			drop(t, c.layer, c.kind)
@@ -155,6 +159,18 @@ func zstdWindow() []byte {
 	raw := archiveOf("a", "x")
 	frame = append(frame, byte(len(raw)<<3|1), byte(len(raw)>>5), byte(len(raw)>>13)) // one last block, raw
 	return append(frame, raw...)
+}
+
+// xzDictionary is a layer as xz packs it, which says that its dictionary is as large as can be.
+func xzDictionary(t *testing.T) []byte {
+	t.Helper()
+	raw, err := hex.DecodeString("fd377a585a0000016922de36020021011c00000010cf58cce009ff003b5d00308033501868898301dce26e210546577cd872fefd8ad3c076cb8c01" +
+		"fcba260b65881331956d278e1a4b6d23475072c6978f213557e291c81fd700000028b7f3190001538014000000deded2273e300d8b020000000001595a")
+	check(t, err)
+	block := raw[12:24] // the header of the first block, a checksum at its end
+	block[4] = 40       // 4 GiB less a byte
+	binary.LittleEndian.PutUint32(block[8:], crc32.ChecksumIEEE(block[:8]))
+	return raw
 }
 
 func archiveOf(name, content string) []byte {

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vbatts/tar-split/archive/tar"
+	"go.podman.io/image/v5/types"
 	cstorage "go.podman.io/storage"
 	"go.podman.io/storage/pkg/archive"
 
@@ -86,6 +88,28 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 		err = b.fault
 	}
 	return layer, size, err
+}
+
+// boundedSource is an image whose blobs are not in xz: its readers, of which containers/image and containers/storage each
+// begin one for a layer, allocate the dictionary that the layer names, of up to 4 GiB. The specification of images knows gzip
+// and zstd, and no builder makes others.
+type boundedSource struct{ types.ImageSource }
+
+func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
+	blob, size, err := s.ImageSource.GetBlob(ctx, info, cache)
+	if err != nil {
+		return nil, 0, err
+	}
+	head := bufio.NewReader(blob)
+	start, _ := head.Peek(10) // less when there is no more; whoever reads meets the error again
+	if archive.DetectCompression(start) == archive.Xz {
+		err := fmt.Errorf("layer %s is compressed with xz (build the image with gzip or zstd): %w", info.Digest, errdef.Invalid)
+		return nil, 0, errors.Join(err, blob.Close())
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{head, blob}, size, nil
 }
 
 // bounds reads an archive and hands it on as far as it has been looked at: whoever reads from it never sees what breaks

@@ -28,14 +28,11 @@ func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, p
 	if len(broken) == 0 && len(s.index.Load().damaged) == 0 {
 		return s.copyLayers(ctx, d, src, pulled)
 	}
-	if err := src.checkPolicy(ctx, d); err != nil {
-		return "", err
-	}
 	img, err := src.open(ctx, d)
 	if err != nil {
 		return "", err
 	}
-	if err := s.mendLayers(ctx, src.src, img); err != nil {
+	if err := s.mendLayers(ctx, src.blobs(), img); err != nil {
 		return "", err
 	}
 	id, err := s.copyLayers(ctx, d, src, pulled)

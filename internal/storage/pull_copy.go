@@ -78,14 +78,14 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	if err != nil {
 		return Image{}, err
 	}
+	if err := src.checkPolicy(ctx, d); err != nil { // of an image that is stored, too
+		return Image{}, err
+	}
 	id := s.index.Load().byName[pulled.String()]
 	if id == "" {
-		id, err = s.copyOrMend(ctx, d, src, pulled)
-	} else {
-		err = src.checkPolicy(ctx, d)
-	}
-	if err != nil {
-		return Image{}, err
+		if id, err = s.copyOrMend(ctx, d, src, pulled); err != nil {
+			return Image{}, err
+		}
 	}
 	if err := s.nameImage(id, pulled, d.name); err != nil {
 		return Image{}, err
@@ -103,17 +103,23 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errdef.Unavailable)
 }
 
-func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
+func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (_ string, err error) {
 	dst, err := istorage.Transport.NewStoreReference(bounded(s.store), pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
+	checked, err := acceptAll()
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, checked.Destroy()) }()
 	var stored types.ImageReference
 	failpoint.Hit("storage/pull/resolved")
-	_, err = copy.Image(ctx, d.policy, dst, src, &copy.Options{
+	_, err = copy.Image(ctx, checked, dst, src, &copy.Options{
 		SourceCtx:               d.sys,
 		DestinationCtx:          d.sys,
 		ReportResolvedReference: &stored,
+		RemoveSignatures:        true, // they have said what they had to say
 	})
 	if err != nil {
 		return "", err
@@ -167,11 +173,15 @@ func openRemote(ctx context.Context, d download) (*remoteImage, error) {
 	return &remoteImage{ImageReference: ref, src: src, name: d.name}, nil
 }
 
-// NewImageSource hands over what is open.
+// NewImageSource hands over what is open, without what only the library's own sources have: signatures of all formats,
+// which checkPolicy has looked at before, and layers in parts.
 func (r *remoteImage) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
 	r.used = true
-	return r.src, nil
+	return r.blobs(), nil
 }
+
+// blobs is the image as its layers are read.
+func (r *remoteImage) blobs() types.ImageSource { return boundedSource{r.src} }
 
 func (r *remoteImage) close() error {
 	if r.used {
@@ -196,7 +206,7 @@ func (r *remoteImage) canonicalName(ctx context.Context) (reference.Named, error
 	return reference.WithDigest(reference.TrimNamed(r.name), d)
 }
 
-// checkPolicy asks the signature policy again about an image that is stored already.
+// checkPolicy asks the signature policy about the image for this platform.
 func (r *remoteImage) checkPolicy(ctx context.Context, d download) error {
 	chosen, err := r.instance(ctx, d)
 	if err != nil {

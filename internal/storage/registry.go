@@ -92,17 +92,26 @@ func (s *Images) reloadRegistries() error {
 
 // policy reads the host's signature policy; without any, everything is accepted.
 func (s *Images) policy() (*signature.PolicyContext, error) {
-	policy := &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}
-	if path := s.policyPath(); path != "" {
-		var err error
-		policy, err = signature.NewPolicyFromFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("read signature policy %s: it is configured but does not exist", path)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read signature policy: %w", err)
-		}
+	path := s.policyPath()
+	if path == "" {
+		return acceptAll()
 	}
+	policy, err := signature.NewPolicyFromFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read signature policy %s: it is configured but does not exist", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read signature policy: %w", err)
+	}
+	return policyContext(policy)
+}
+
+// acceptAll is the policy for what was checked before.
+func acceptAll() (*signature.PolicyContext, error) {
+	return policyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
+}
+
+func policyContext(policy *signature.Policy) (*signature.PolicyContext, error) {
 	ctx, err := signature.NewPolicyContext(policy)
 	if err != nil {
 		return nil, fmt.Errorf("use signature policy: %w", err)
