@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -17,14 +17,15 @@ import (
 	"github.com/crid/crid/test/isolate"
 )
 
-// Disk is a small disk for crid's root: a file, a loop device on it and, mounted where the crid of the test will have
-// its root, an ext4 filesystem. What the file holds at a moment is what a power cut would leave.
+// Disk is a small disk for crid's root: a file that remembers what was written to it, a loop device on it and, mounted where
+// the crid of the test will have its root, an ext4 filesystem. Of every moment it tells what a power cut could have left.
 type Disk struct {
-	t    *testing.T
-	at   string // mount point
-	file string // of the filesystem that is mounted, in memory
-	dev  string // loop device of that
-	n    int    // makes the names of files
+	t        *testing.T
+	at       string // mount point
+	base     string // the filesystem before it was mounted first
+	recorded string // the file that remembers
+	recorder *recorder
+	n        int // makes the names of files
 }
 
 // NewDisk makes a disk of size bytes before Start.
@@ -40,7 +41,13 @@ func NewDisk(t *testing.T, size int64) *Disk {
 	if err != nil {
 		t.Fatalf("mkfs.ext4 (Debian package e2fsprogs): %v: %s", err, out)
 	}
-	d.Mount(first)
+	d.base = first
+	content := d.newFile()
+	d.must(copySparse(content, first))
+	d.recorded = d.newFile()
+	d.must(os.WriteFile(d.recorded, nil, 0o600))
+	d.recorder = record(t, d.recorded, content)
+	d.MountWhole()
 	t.Cleanup(d.Unmount)
 	return d
 }
@@ -56,15 +63,15 @@ func (d *Disk) newFile() string {
 	d.n++
 	file := filepath.Join("/run", fmt.Sprintf("%s-disk-%d", shortName(d.t), d.n))
 	d.t.Cleanup(func() {
-		if err := os.Remove(file); err != nil {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			d.t.Error(err)
 		}
 	})
 	return file
 }
 
-// Mount mounts the filesystem in file, replaying its journal. The loop device goes with the mount.
-func (d *Disk) Mount(file string) {
+// mount mounts the filesystem in file, replaying its journal. The loop device goes with the mount.
+func (d *Disk) mount(file string) {
 	d.t.Helper()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	d.must(err)
@@ -75,14 +82,14 @@ func (d *Disk) Mount(file string) {
 	for {
 		free, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		d.must(err)
-		d.file, d.dev = file, fmt.Sprintf("/dev/loop%d", free)
-		loop, err := os.OpenFile(d.dev, os.O_RDWR, 0)
+		dev := fmt.Sprintf("/dev/loop%d", free)
+		loop, err := os.OpenFile(dev, os.O_RDWR, 0)
 		d.must(err)
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
 			Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
 		})
 		if err == nil {
-			err = unix.Mount(d.dev, d.at, "ext4", 0, "")
+			err = unix.Mount(dev, d.at, "ext4", 0, "")
 		}
 		d.must(loop.Close())
 		if !errors.Is(err, unix.EBUSY) { // somebody else was quicker
@@ -100,37 +107,43 @@ func (d *Disk) Unmount() {
 	}
 }
 
-// File is what is mounted.
-func (d *Disk) File() string { return d.file }
-
-// Snapshot copies the disk as it is at one moment. crid is stopped while it is copied, and the copy is made again until
-// nothing was written meanwhile.
-func (d *Disk) Snapshot(c *Crid) string {
+// MountWhole mounts the disk that had no power cut.
+func (d *Disk) MountWhole() {
 	d.t.Helper()
-	d.must(syscall.Kill(c.PID(), syscall.SIGSTOP))
-	defer func() { d.must(syscall.Kill(c.PID(), syscall.SIGCONT)) }()
-	file := d.newFile()
-	for range 100 {
-		before := d.writes()
-		d.must(copySparse(file, d.file))
-		if before == d.writes() {
-			return file
-		}
-	}
-	d.t.Fatal("the disk was never quiet")
-	return ""
+	d.mount(d.recorded)
 }
 
-// writes are the device's counters, which tell requests that are done and in flight.
-func (d *Disk) writes() string {
-	d.t.Helper()
-	raw, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.dev), "stat"))
-	d.must(err)
-	if f := strings.Fields(string(raw)); len(f) > 8 && f[8] != "0" {
-		d.n++
-		return fmt.Sprint("in flight, as seen by look ", d.n) // equal to no other
+// Moment is now: how many writes and flushes came to the disk before.
+func (d *Disk) Moment() int { return len(d.recorder.writes()) }
+
+// Flushes are the moments between the two at which something was about to be flushed: the most can be lost then.
+func (d *Disk) Flushes(from, to int) []int {
+	var all []int
+	for i, w := range d.recorder.writes()[from:to] {
+		if w.data == nil {
+			all = append(all, from+i)
+		}
 	}
-	return string(raw)
+	return all
+}
+
+// MountCut mounts, instead of what is mounted, the disk as it may be when the power failed at a moment: all that was flushed
+// before is there, and of what was written since the last flush any blocks are and any are not, for a number always the
+// same.
+func (d *Disk) MountCut(moment int) {
+	d.t.Helper()
+	d.Unmount()
+	file := d.newFile()
+	d.must(copySparse(file, d.base))
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	d.must(err)
+	for _, w := range survivors(d.recorder.writes(), moment, rand.New(rand.NewPCG(7, uint64(moment)))) {
+		_, err = f.WriteAt(w.data, w.at)
+		d.must(err)
+	}
+	d.must(f.Close())
+	d.mount(file)
+	d.must(os.Remove(file)) // the loop device has it
 }
 
 // copySparse copies what is not a hole.
@@ -170,12 +183,11 @@ func copySparse(to, from string) (err error) {
 	return nil
 }
 
-// Reboot lets a crid that does not run find what a machine finds after a power cut: the disk as in the snapshot, written
+// Reboot lets a crid that does not run find what a machine finds after a power cut: the disk as MountCut has it, written
 // in another boot, and nothing in the runroot.
-func (d *Disk) Reboot(c *Crid, snapshot string) {
+func (d *Disk) Reboot(c *Crid, moment int) {
 	d.t.Helper()
-	d.Unmount()
-	d.Mount(snapshot)
+	d.MountCut(moment)
 	entries, err := os.ReadDir(c.RunRoot)
 	d.must(err)
 	for _, e := range entries {

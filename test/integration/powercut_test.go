@@ -115,7 +115,7 @@ func someLayer(t *testing.T, n int) v1.Layer {
 			content[j] = byte(random.Uint32())
 		}
 		put(tar.Header{Name: fmt.Sprintf("%sfile%d", dir, i), Typeflag: tar.TypeReg, Mode: 0o644, Uid: 1000 + i}, content)
-		put(tar.Header{Name: fmt.Sprintf("%slink%d", dir, i), Typeflag: tar.TypeSymlink, Linkname: fmt.Sprintf("file%d", i)}, nil)
+		put(tar.Header{Name: fmt.Sprintf("%slink%d", dir, i), Typeflag: tar.TypeSymlink, Mode: 0o777, Linkname: fmt.Sprintf("file%d", i)}, nil)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -182,7 +182,7 @@ func (r *slowRegistry) count() {
 }
 
 // storeCheck lets containers/storage compare everything in the store that crid, which must not run, has at root, and
-// returns how many layers it calls complete. Raw is a store as a crash left it, with things that are on no list.
+// returns how many layers it calls complete. Raw is a store as a crash left it, with layers that no list accounts for.
 func storeCheck(t *testing.T, root string, raw bool) int {
 	t.Helper()
 	store, err := cstorage.GetStore(types.StoreOptions{
@@ -193,7 +193,7 @@ func storeCheck(t *testing.T, root string, raw bool) int {
 		t.Fatal("open the store for a check:", err)
 	}
 	defer store.Free()
-	report, err := store.Check(&cstorage.CheckOptions{LayerDigests: true, LayerData: true, ImageData: true, ContainerData: true})
+	report, err := store.Check(cstorage.CheckEverything())
 	if err != nil {
 		t.Fatal("check the store:", err)
 	}
@@ -226,37 +226,35 @@ func TestPowerCutsAmidAPull(t *testing.T) {
 	r := newSlowRegistry(t)
 	disk := harness.NewDisk(t, 192<<20)
 	c := harness.Start(t, harness.Registry(r.host))
-	r.reset(15*time.Millisecond, nil)
-	pulled := make(chan error, 1)
-	go func() { pulled <- pullSlow(c, r) }() // ends with the pull
-	var snapshots []string
-	for done := false; !done; {
-		snapshots = append(snapshots, disk.Snapshot(c))
-		select {
-		case err := <-pulled:
-			if done = true; err != nil {
-				t.Fatal(err)
-			}
-		case <-time.After(60 * time.Millisecond):
-		}
+	r.reset(3*time.Millisecond, nil)
+	from := disk.Moment()
+	if err := pullSlow(c, r); err != nil {
+		t.Fatal(err)
 	}
-	r.reset(0, nil)
+	to := disk.Moment()
 	if err := c.Node.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	whole := disk.File()
-	complete := map[int]string{} // a snapshot for each number of complete layers
-	for _, s := range snapshots {
-		disk.Unmount()
-		disk.Mount(s)
-		complete[storeCheck(t, c.Root(), true)] = s
+	moments := disk.Flushes(from, to)
+	flushes := len(moments)
+	for i := range 20 {
+		moments = append(moments, from+(to-from)*i/20)
 	}
-	t.Logf("%d snapshots, numbers of complete layers: %d different", len(snapshots), len(complete))
-	if len(snapshots) < 10 || len(complete) < 4 {
-		t.Errorf("%d snapshots, %d different numbers of complete layers: that is not amid a pull", len(snapshots), len(complete))
+	complete := map[int]int{} // a moment for each number of complete layers
+	for _, m := range moments {
+		disk.MountCut(m)
+		n := storeCheck(t, c.Root(), true)
+		if t.Failed() {
+			t.Fatalf("after the power failed at %d of %d", m-from, to-from)
+		}
+		complete[n] = m
 	}
-	for n, s := range complete {
-		disk.Reboot(c, s)
+	t.Logf("%d writes and flushes, %d moments before a flush and 20 others, numbers of complete layers: %d different", to-from, flushes, len(complete))
+	if flushes < slowLayers || len(complete) < 4 {
+		t.Errorf("%d flushes, %d different numbers of complete layers: that is not amid a pull", flushes, len(complete))
+	}
+	for n, m := range complete {
+		disk.Reboot(c, m)
 		r.reset(0, nil)
 		afterPowerCut(t, c, r)
 		if got := r.served(); n < slowLayers && got > slowLayers-n {
@@ -264,7 +262,7 @@ func TestPowerCutsAmidAPull(t *testing.T) {
 		}
 	}
 	disk.Unmount()
-	disk.Mount(whole)
+	disk.MountWhole()
 	if err := c.Node.Again(c.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -286,17 +284,23 @@ func afterPowerCut(t *testing.T, c *harness.Crid, r *slowRegistry) {
 	if told := verbose(t, c); strings.Contains(told, "damaged") {
 		t.Errorf("status after the power cut: %s", told)
 	}
-	strays := func() int {
-		found, _ := filepath.Glob(filepath.Join(c.Root(), "storage/crid-trash/*"))
-		return len(found)
-	}
-	eventually(t, "the trash to be emptied", func() bool { return strays() == 0 })
+	eventually(t, "the trash to be emptied", func() bool { return emptyTrash(t, c) })
 	if err := c.Node.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	if n := storeCheck(t, c.Root(), false); n != slowLayers {
 		t.Errorf("%d layers after the pull", n)
 	}
+}
+
+// emptyTrash tells whether all that was taken out of the image store is deleted.
+func emptyTrash(t *testing.T, c *harness.Crid) bool {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(c.Root(), "storage/crid-trash/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(found) == 0
 }
 
 // verbose is what Status tells of crid when it is asked for all.
@@ -354,6 +358,19 @@ func TestKillsAmidAPull(t *testing.T) {
 		if told := verbose(t, c); strings.Contains(told, "damaged") {
 			t.Errorf("status: %s", told)
 		}
+		eventually(t, "the trash to be emptied", func() bool { return emptyTrash(t, c) })
+		if found := fsck(t, c, "--contents"); len(found) > 0 {
+			t.Errorf("killed %v after %d pieces, with %d layers stored: fsck finds %v", moment.later, moment.pieces, stored, found)
+		}
+		if err := c.Node.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if n := storeCheck(t, c.Root(), false); n != slowLayers {
+			t.Errorf("killed %v after %d pieces, with %d layers stored: %d layers after the next pull", moment.later, moment.pieces, stored, n)
+		}
+		if err := c.Node.Again(c.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: r.host + "/" + slowImage}); err != nil {
 			t.Error(err)
 		}
@@ -373,9 +390,9 @@ func TestAPowerCutAmidPods(t *testing.T) {
 	const writes = "i=0; while mkdir -p /d$i && echo $i > /d$i/f; do i=$((i+1)); done"
 	running, lost, exited := pod.Run(writes), torn.Run(writes), pod.Run("echo done > /file")
 	exited.Wait()
-	soon := disk.Snapshot(c)
+	soon := disk.Moment()
 	<-time.After(1500 * time.Millisecond) // records are on the disk a second later
-	later := disk.Snapshot(c)
+	later := disk.Moment()
 	for _, p := range []*harness.Pod{pod, torn} {
 		p.Stop()
 		p.Remove()
@@ -383,22 +400,21 @@ func TestAPowerCutAmidPods(t *testing.T) {
 	if err := c.Node.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	whole := disk.File()
-	for _, snapshot := range []string{soon, later} {
-		disk.Reboot(c, snapshot)
-		if _, err := os.Stat(filepath.Join(c.Root(), "rootfs", running.ID, "upper/d0")); snapshot == later && err != nil {
+	for _, moment := range []int{soon, later} {
+		disk.Reboot(c, moment)
+		if _, err := os.Stat(filepath.Join(c.Root(), "rootfs", running.ID, "upper/d0")); moment == later && err != nil {
 			t.Error("the power cut left nothing of a container:", err)
 		}
 		for _, record := range []string{"pods/" + torn.ID, "containers/" + lost.ID} {
 			err := os.Truncate(filepath.Join(c.Root(), "state", record+".json"), 0)
-			if snapshot == later && err != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if moment == later && err != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal(err)
 			}
 		}
 		if err := c.Node.Again(c.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if snapshot == later {
+		if moment == later {
 			afterReboot(t, c, pod, running, exited)
 		}
 		removeRest(t, c, pod.ID, torn.ID)
@@ -416,7 +432,7 @@ func TestAPowerCutAmidPods(t *testing.T) {
 		}
 	}
 	disk.Unmount()
-	disk.Mount(whole)
+	disk.MountWhole()
 	if err := c.Node.Again(c.Context()); err != nil {
 		t.Fatal(err)
 	}
