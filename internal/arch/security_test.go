@@ -124,6 +124,21 @@ func TestLibrariesHaveTheirFixes(t *testing.T) {
 	}
 }
 
+// TestLibrariesThatAreNotBuiltIn looks for those that docs/security.md says crid lacks.
+func TestLibrariesThatAreNotBuiltIn(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-tags=containers_image_openpgp,exclude_graphdriver_btrfs", "./cmd/crid")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.Output()
+	if err != nil || !strings.Contains(string(out), "go.podman.io/image/v5/signature") {
+		t.Fatalf("go list: %v", err)
+	}
+	for _, library := range []string{"github.com/proglottis/gpgme", "go.opentelemetry.io/contrib/instrumentation"} {
+		if strings.Contains(string(out), library) {
+			t.Errorf("crid is built with %s", library)
+		}
+	}
+}
+
 // numbers are the parts of a released version, v1.2.3 or v1.2.3+incompatible.
 func numbers(t *testing.T, version string) []int {
 	t.Helper()
