@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,9 +25,10 @@ const confirmAfter = time.Second
 
 // fsckReport is what `crid fsck` has found, by itself or by asking the crid that runs.
 type fsckReport struct {
-	Findings []fsck.Finding `json:"findings"`
-	By       string         `json:"by"` // who looked: the crid that runs, or fsck itself
-	Repaired bool           `json:"repaired"`
+	Findings  []fsck.Finding `json:"findings"`
+	By        string         `json:"by"` // who looked: the crid that runs, or fsck itself
+	Repaired  bool           `json:"repaired"`
+	Unchecked string         `json:"unchecked,omitempty"` // what could not be listed; the findings are of the rest
 }
 
 // fsckRequest is what may be asked of fsck.
@@ -35,10 +37,11 @@ type fsckRequest struct {
 	Contents bool `json:"contents"` // read all layers
 }
 
-// check finds what is wrong. A finding counts when it is found a second time.
+// check finds what is wrong. A finding counts when it is found a second time. Beside an error it answers what is certain
+// nevertheless: what could not be listed is not missing for that.
 func (s *survey) check(ctx context.Context, contents bool) ([]fsck.Finding, error) {
 	first, err := s.look(ctx, contents)
-	if err != nil || len(first) == 0 {
+	if len(first) == 0 {
 		return nil, err
 	}
 	timer := time.NewTimer(confirmAfter)
@@ -48,15 +51,15 @@ func (s *survey) check(ctx context.Context, contents bool) ([]fsck.Finding, erro
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	second, err := s.look(ctx, contents)
-	if err != nil {
-		return nil, err
-	}
+	second, again := s.look(ctx, contents)
 	found := fsck.Confirm(first, second)
+	if err = cmp.Or(again, err); err != nil {
+		found = slices.DeleteFunc(found, func(f fsck.Finding) bool { return f.Problem == fsck.Missing })
+	}
 	for i := range found {
 		s.measure(ctx, &found[i])
 	}
-	return found, nil
+	return found, err
 }
 
 // look finds what seems wrong at this moment. After an error the orphans that it answers are orphans nevertheless.
@@ -190,14 +193,25 @@ func (r *rooms) collectOrphans(ctx context.Context, found []fsck.Finding, all bo
 func (r *rooms) fsck(ctx context.Context, ask fsckRequest) (fsckReport, error) {
 	report := fsckReport{By: fmt.Sprintf("crid, process %d", os.Getpid()), Repaired: ask.Repair}
 	found, err := r.survey.check(ctx, ask.Contents)
-	if err != nil || len(found) == 0 || !ask.Repair {
+	if len(found) == 0 || !ask.Repair {
 		report.Findings = found
-		return report, err
+		return report.without(ctx, err)
 	}
 	done := r.mend(ctx, found)
-	left, err := r.survey.look(ctx, ask.Contents)
+	left, again := r.survey.look(ctx, ask.Contents)
 	report.Findings = done.settle(found, left)
-	return report, err
+	return report.without(ctx, cmp.Or(again, err))
+}
+
+// without is the report where err kept something from being looked at. Of one that was given up nothing counts.
+func (r fsckReport) without(ctx context.Context, err error) (fsckReport, error) {
+	if ctx.Err() != nil {
+		return fsckReport{}, context.Cause(ctx)
+	}
+	if err != nil {
+		r.Unchecked = err.Error()
+	}
+	return r, nil
 }
 
 // repairs is what came of repairing, beside what can be seen afterwards.

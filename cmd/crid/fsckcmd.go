@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -38,7 +39,8 @@ func fsckCommand(f *flags) *cobra.Command {
 store. Nothing is changed without --repair. A crid that runs is asked to look, and to repair: what it is making or
 removing is never reported. Otherwise fsck looks itself, and no crid can start meanwhile.
 
-Exit code 0: nothing is wrong. 1: something was found, repaired or not. 2: it could not be checked.`,
+Exit code 0: nothing is wrong. 1: something was found, repaired or not. 2: it could not be checked, or not all of it: what
+was found of the rest is told, and repaired, nevertheless.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			report, err := runFsck(cmd.Context(), f, output, ask)
@@ -48,6 +50,8 @@ Exit code 0: nothing is wrong. 1: something was found, repaired or not. 2: it co
 			switch {
 			case err != nil:
 				return exitCode{exitNotChecked, fmt.Errorf("fsck: %w", err)}
+			case report.Unchecked != "":
+				return exitCode{exitNotChecked, fmt.Errorf("fsck: not all could be checked: %s", report.Unchecked)}
 			case len(report.Findings) > 0:
 				return exitCode{code: exitFound}
 			}
@@ -121,6 +125,9 @@ func (r fsckReport) write(w io.Writer, output string) error {
 		e.SetIndent("", "  ")
 		return e.Encode(r)
 	}
+	if len(r.Findings) == 0 && r.Unchecked != "" {
+		return nil
+	}
 	if len(r.Findings) == 0 {
 		_, err := fmt.Fprintf(w, "nothing is wrong (looked: %s)\n", r.By)
 		return err
@@ -133,12 +140,28 @@ func (r fsckReport) write(w io.Writer, output string) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	hint := "repair with: crid fsck --repair"
-	if r.Repaired {
-		hint = "repaired as far as said"
-	}
-	_, err := fmt.Fprintf(w, "%d found (looked: %s); %s\n", len(r.Findings), r.By, hint)
+	_, err := fmt.Fprintf(w, "%d found (looked: %s); %s\n", len(r.Findings), r.By, r.hint())
 	return err
+}
+
+// hint says what can be done about the findings.
+func (r fsckReport) hint() string {
+	byHand := 0
+	for _, f := range r.Findings {
+		if f.Remedy != "" {
+			byHand++
+		}
+	}
+	const repair = "repair with: crid fsck --repair"
+	switch {
+	case r.Repaired:
+		return "repaired as far as said"
+	case byHand == len(r.Findings):
+		return "to be done by hand, as said"
+	case byHand > 0:
+		return fmt.Sprintf("%s, and %d by hand, as said", repair, byHand)
+	}
+	return repair
 }
 
 func size(s *fsck.Size) string {
@@ -150,7 +173,7 @@ func size(s *fsck.Size) string {
 	for ; n >= 1024 && unit < len(units)-1; unit++ {
 		n /= 1024
 	}
-	return fmt.Sprintf("%.4g %s in %d", n, units[unit], s.Inodes)
+	return fmt.Sprintf("%.4g %s in %d files", n, units[unit], s.Inodes)
 }
 
 // owner names the object as an operator knows it.
@@ -178,7 +201,7 @@ func more(f fsck.Finding) string {
 // plain keeps names that somebody chose to hurt from breaking the table, or the terminal.
 func plain(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r

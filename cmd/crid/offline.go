@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,17 +28,17 @@ const undoWait = 5 * time.Minute
 func checkOffline(ctx context.Context, p places, log *slog.Logger, ask fsckRequest) (fsckReport, error) {
 	report := fsckReport{By: fmt.Sprintf("crid fsck, process %d: crid does not run", os.Getpid()), Repaired: ask.Repair}
 	found, err := lookOffline(ctx, p, func(s *survey) ([]fsck.Finding, error) { return s.check(ctx, ask.Contents) })
-	if err != nil || len(found) == 0 || !ask.Repair {
+	if len(found) == 0 || !ask.Repair {
 		report.Findings = found
-		return report, err
+		return report.without(ctx, err)
 	}
-	done, err := repairOffline(ctx, p, log, found)
-	if err != nil {
-		return report, err
+	done, failed := repairOffline(ctx, p, log, found)
+	if failed != nil {
+		return report, failed
 	}
-	left, err := lookOffline(ctx, p, func(s *survey) ([]fsck.Finding, error) { return s.look(ctx, ask.Contents) })
+	left, again := lookOffline(ctx, p, func(s *survey) ([]fsck.Finding, error) { return s.look(ctx, ask.Contents) })
 	report.Findings = done.settle(found, left)
-	return report, err
+	return report.without(ctx, cmp.Or(again, err))
 }
 
 // lookOffline lists by the records and by the machine, and changes neither.

@@ -195,7 +195,7 @@ func (r *rooms) openContainers(context.Context) error {
 	r.containers = container.New(container.Deps{
 		Handlers: r.programs.handlers,
 		Monitors: monitors{launcher},
-		Rootfs:   r.rootfs,
+		Rootfs:   ownRootfs{r.rootfs},
 		Mapper:   r.rootfs,
 		Images:   r.images,
 		Volumes:  volumes,

@@ -48,6 +48,15 @@ var idForm = regexp.MustCompile(`^[0-9a-f]{64}(-pause)?$`)
 // idWithin finds such an id in a name.
 var idWithin = regexp.MustCompile(`[0-9a-f]{64}`)
 
+// ownRootfs knows of the root filesystems only those whose names are ids of crid's: what else lies there is nobody's to
+// remove.
+type ownRootfs struct{ *storage.Rootfs }
+
+func (r ownRootfs) List() ([]string, error) {
+	ids, err := r.Rootfs.List()
+	return slices.DeleteFunc(ids, func(id string) bool { return !idForm.MatchString(id) }), err
+}
+
 // evidence is what is found along the way and says more of things than what they are.
 type evidence struct {
 	podArgs  map[string]map[string]string // CNI arguments by id
@@ -169,9 +178,18 @@ func (s *survey) rootfsThings() ([]fsck.Thing, error) {
 		if e.Image {
 			t.Of.Kind = fsck.Volume
 		}
-		all = append(all, t)
+		all = append(all, named(t))
 	}
 	return all, nil
+}
+
+// named takes a thing from its owner whose name is no id of crid's: crid has not made it, and removes nothing of the kind.
+func named(t fsck.Thing) fsck.Thing {
+	if t.Of.Kind != fsck.Nobody && !idForm.MatchString(t.Of.ID) {
+		t.Of = fsck.Ref{}
+		t.Fault = &fsck.Fault{Problem: fsck.Unknown, Why: "its name has no id of crid's", Remedy: "crid makes no such thing: remove it if nobody else needs it"}
+	}
+	return t
 }
 
 func isMounted(path string) bool {
@@ -188,9 +206,9 @@ func (s *survey) podThings() ([]fsck.Thing, error) {
 	var all []fsck.Thing
 	for _, id := range ids {
 		of, paths := fsck.Ref{Kind: fsck.Pod, ID: id}, s.files.Paths(id)
-		all = append(all, fsck.Thing{Kind: fsck.PodFiles, Name: paths.Dir, Of: of})
+		all = append(all, named(fsck.Thing{Kind: fsck.PodFiles, Name: paths.Dir, Of: of}))
 		if isMounted(paths.Dir) {
-			all = append(all, fsck.Thing{Kind: fsck.Mount, Name: paths.Dir, Of: of, Live: true})
+			all = append(all, named(fsck.Thing{Kind: fsck.Mount, Name: paths.Dir, Of: of, Live: true}))
 		}
 	}
 	pins, err := s.pins.Survey()
@@ -219,7 +237,7 @@ func (s *survey) monitorThings(k known, ev evidence) ([]fsck.Thing, error) {
 	}
 	var all []fsck.Thing
 	for path, id := range files {
-		all = append(all, fsck.Thing{Kind: fsck.Monitor, Name: path, Of: fsck.Ref{Kind: fsck.Container, ID: id}})
+		all = append(all, named(fsck.Thing{Kind: fsck.Monitor, Name: path, Of: fsck.Ref{Kind: fsck.Container, ID: id}}))
 	}
 	running, err := s.monitors.Running()
 	if err != nil {
@@ -268,7 +286,7 @@ func (s *survey) networkThings(k known, ev evidence) ([]fsck.Thing, error) {
 		}
 		ev.podArgs[m.ID] = m.Args
 		conflists[string(m.Conflist)] = true
-		all = append(all, t)
+		all = append(all, named(t))
 	}
 	for _, p := range k.pods {
 		if p.Record.Network != nil {
@@ -284,7 +302,9 @@ func (s *survey) networkThings(k known, ev evidence) ([]fsck.Thing, error) {
 	}
 	leases, err := s.network.Leases(lists...)
 	for _, l := range leases {
-		all = append(all, fsck.Thing{Kind: fsck.Lease, Name: l.Path, Of: fsck.Ref{Kind: fsck.Pod, ID: l.ID}, Shared: true})
+		if idForm.MatchString(l.ID) { // else it was given to another program's container
+			all = append(all, fsck.Thing{Kind: fsck.Lease, Name: l.Path, Of: fsck.Ref{Kind: fsck.Pod, ID: l.ID}, Shared: true})
+		}
 	}
 	return all, err
 }
@@ -320,7 +340,7 @@ func (s *survey) imageThings(ctx context.Context, contents bool) ([]fsck.Thing, 
 		t := fsck.Thing{Kind: fsck.Layer, Name: f.ID, Fault: &fsck.Fault{Problem: fsck.Damaged, Why: why}}
 		switch f.Kind {
 		case storage.LayerUnused:
-			t.Fault.Problem = fsck.Orphaned
+			t.Fault.Problem, t.Fault.Why = fsck.Orphaned, "no image has it"
 		case storage.LayerDamaged:
 			t.Fault.Remedy = "no image has it: it goes within an hour or two while crid runs"
 		case storage.ImageDamaged:

@@ -250,7 +250,7 @@ func Settle(findings, left []Finding, why func(Finding) string) []Finding {
 		case f.Remedy != "":
 			out[i].Outcome = "left to be done by hand"
 		default:
-			out[i].Outcome = cmp.Or(why(f), "still there")
+			out[i].Outcome = cmp.Or(why(f), "not mended")
 		}
 	}
 	return out

@@ -100,8 +100,8 @@ func (c *CNI) Leases(conflists ...json.RawMessage) ([]Lease, error) {
 			return nil, fmt.Errorf("list IP leases: %w", err)
 		}
 		for _, e := range entries {
-			if _, err := netip.ParseAddr(e.Name()); err != nil {
-				continue // the lock, the last address
+			if _, err := netip.ParseAddr(e.Name()); err != nil || !e.Type().IsRegular() {
+				continue // the lock, the last address, or no plugin's
 			}
 			l := Lease{Path: filepath.Join(dir, e.Name())}
 			l.ID, err = holder(l.Path)
@@ -120,8 +120,12 @@ func (c *CNI) Leases(conflists ...json.RawMessage) ([]Lease, error) {
 // holder reads whom a lease was given to: the first line.
 func holder(path string) (string, error) {
 	raw, err := os.ReadFile(path)
-	id, _, _ := strings.Cut(string(raw), "\n")
-	return strings.TrimSpace(id), err
+	return parseLease(raw), err
+}
+
+func parseLease(raw []byte) (id string) {
+	id, _, _ = strings.Cut(string(raw), "\n")
+	return strings.TrimSpace(id)
 }
 
 // Release takes a lease back, under the lock that the plugin takes. One that is gone, or was given to another, is
@@ -190,7 +194,7 @@ func leaseDirs(conflist json.RawMessage) []string {
 		return nil
 	}
 	name, _ := network["name"].(string)
-	if name == "" || strings.Contains(name, "/") {
+	if name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
 		return nil
 	}
 	dirs := []string{filepath.Join(leaseDir, name)}
@@ -203,7 +207,7 @@ func leaseDirs(conflist json.RawMessage) []string {
 			}
 		case map[string]any:
 			ipam, _ := v["ipam"].(map[string]any)
-			if dir, ok := ipam["dataDir"].(string); ok && ipam["type"] == "host-local" {
+			if dir, _ := ipam["dataDir"].(string); filepath.IsAbs(dir) && ipam["type"] == "host-local" {
 				dirs = append(dirs, filepath.Join(dir, name))
 			}
 			for _, inner := range v {

@@ -132,3 +132,68 @@ func strayMonitor(t *testing.T, c *harness.Crid, id string) {
 		}
 	})
 }
+
+// What crid has not made is told of, and never removed: at no start, and by no repair. What cannot be listed hides nothing of
+// the rest.
+func TestFsckBesideWhatIsNotCrids(t *testing.T) {
+	c := harness.Start(t)
+	stays := c.RunPod().Run("sleep 1000")
+	p := &planter{t: t, c: c}
+	strange := []string{
+		p.file("x", c.Root(), "rootfs", "README"), p.file("x", c.RunRoot, "monitor", "README"), p.file("x", c.RunRoot, "pods", "README"),
+		p.file("x", c.Root(), "state", "pods", "README"), p.file(`{"containerId":"another","config":"e30="}`, c.Root(), "cni", "results", "README"),
+	}
+	locks, err := filepath.Glob(filepath.Join(c.Leases(), "*", "lock"))
+	if err != nil || len(locks) != 1 {
+		t.Fatalf("where leases are: %v, %v", locks, err)
+	}
+	notLeases := []string{filepath.Join(filepath.Dir(locks[0]), "10.88.200.201"), p.file("another\r\neth0", filepath.Dir(locks[0]), "10.88.200.202")}
+	if err := os.Mkdir(notLeases[0], 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, crash := range []bool{false, true} {
+		if crash {
+			c.Crash()
+		}
+		for _, f := range append(fsck(t, c), fsck(t, c, "--repair")...) {
+			if f.Problem != "unknown" || f.Remedy == "" || f.Of.ID != "" || f.Outcome == "mended" {
+				t.Errorf("found %v", f)
+			}
+		}
+		if found := fsck(t, c); len(found) != len(strange) {
+			t.Errorf("found %v", found)
+		}
+		for _, path := range append(strange, notLeases...) {
+			if _, err := os.Lstat(path); err != nil {
+				t.Errorf("with a crash %v: %v", crash, err)
+			}
+		}
+	}
+	for _, path := range append(strange, notLeases...) {
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+
+	orphan := filepath.Dir(p.file("x", c.Root(), "rootfs", strayID(1), "data"))
+	results := filepath.Join(c.Root(), "cni", "results")
+	if err := os.Rename(results, results+".away"); err != nil {
+		t.Fatal(err)
+	}
+	p.file("no directory", results)
+	for _, args := range [][]string{nil, {"--repair"}} {
+		cmd := exec.CommandContext(c.Context(), harness.Binary("crid"), append([]string{"fsck", "--config", c.ConfigFile()}, args...)...)
+		said, _ := cmd.CombinedOutput() // the exit code is looked at below
+		if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(said), orphan) || !strings.Contains(string(said), results+": not a directory") ||
+			strings.Contains(string(said), "missing") {
+			t.Errorf("crid fsck %v beside what cannot be listed: exit code %d\n%s", args, code, said)
+		}
+	}
+	if err := errors.Join(os.Remove(results), os.Rename(results+".away", results)); err != nil {
+		t.Fatal(err)
+	}
+	if found := fsck(t, c); len(found) > 0 {
+		t.Errorf("after repairing: %v", found)
+	}
+	stays.Exec("true")
+}
