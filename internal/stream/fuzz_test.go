@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 // FuzzConnection sends any bytes to the server as a client, with a URL that counts in the place of URL: whatever they
@@ -67,3 +70,80 @@ func FuzzConnection(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSizes reads any bytes as what a client says of its terminal's size: what it says again and again arrives, and what has
+// no end is not held.
+func FuzzSizes(f *testing.F) {
+	for _, s := range []string{`{"Width":80,"Height":24}`, `{"Width":80}{"Height":1}`, `{"Width":-1}`, "\"", "[", "", " ", "null", `{"Width":1e9}`, `{"Else":[[[`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		read := 0
+		endless := readerFunc(func(p []byte) (int, error) {
+			if len(raw) == 0 || read > len(raw)+(1<<20) {
+				return 0, io.EOF
+			}
+			n := 0
+			for ; n < len(p); n++ {
+				p[n] = raw[min(read+n, len(raw)-1)] // the last byte comes again and again
+			}
+			read += n
+			return n, nil
+		})
+		n := 0
+		for range readSizes(t.Context(), endless) {
+			n++
+		}
+		if most := (n + 2) * 2 * maxSize; read > max(most, len(raw)) {
+			t.Errorf("%d sizes in %q, and %d bytes were read", n, raw, read)
+		}
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// FuzzPairs takes any headers for those of the two streams of a connection to forward: they are a pair when they say so, for
+// a port that there is, and nothing waits for a stream that is refused.
+func FuzzPairs(f *testing.F) {
+	f.Add("80", "data", "1", "80", "error", "1")
+	f.Add("80", "error", "", "80", "data", "")
+	f.Add("0", "data", "1", "65536", "error", "1")
+	f.Add("80", "data", "1", "80", "data", "1")
+	f.Add("-1", "", "\x00", "٣", "Data", "\xff")
+	f.Fuzz(func(t *testing.T, port1, kind1, id1, port2, kind2, id2 string) {
+		all := &forwards{pairs: map[string]*pair{}, open: map[httpstream.Stream]bool{}}
+		defer all.end()
+		headers := func(port, kind, id string) http.Header {
+			h := http.Header{}
+			h.Set(portforward.PortHeader, port)
+			h.Set(portforward.StreamType, kind)
+			h.Set(portforward.PortForwardRequestIDHeader, id)
+			return h
+		}
+		if p, err := all.take(opening{&playedStream{1, headers(port1, kind1, id1)}, nil}); p != nil || err == nil && kind1 != "data" && kind1 != "error" {
+			t.Errorf("one stream is %v, %v", p, err)
+		}
+		p, err := all.take(opening{&playedStream{3, headers(port2, kind2, id2)}, nil})
+		if p != nil && (err != nil || p.port < 1 || kind1 == kind2 || id1 != id2) {
+			t.Errorf("%v, %v", p, err)
+		}
+		if p != nil && len(all.pairs) > 0 {
+			t.Errorf("%v waits", all.pairs)
+		}
+	})
+}
+
+// playedStream is a stream that nobody reads.
+type playedStream struct {
+	id      uint32
+	headers http.Header
+}
+
+func (s *playedStream) Read([]byte) (int, error)    { return 0, io.EOF }
+func (s *playedStream) Write(p []byte) (int, error) { return len(p), nil }
+func (s *playedStream) Close() error                { return nil }
+func (s *playedStream) Reset() error                { return nil }
+func (s *playedStream) Headers() http.Header        { return s.headers }
+func (s *playedStream) Identifier() uint32          { return s.id }

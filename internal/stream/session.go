@@ -139,13 +139,18 @@ func (a *arrivals) end() {
 	}
 }
 
-// readSizes reads the sizes of the client's terminal.
+// maxSize is how many bytes a client may use to say how large its terminal is.
+const maxSize = 4 << 10
+
+// readSizes reads the sizes of the client's terminal, until one is none or is too long: it is held in memory.
 func readSizes(ctx context.Context, from io.Reader) <-chan remotecommand.TerminalSize {
 	sizes := make(chan remotecommand.TerminalSize)
 	go func() { // ends with the stream, or with ctx
 		defer close(sizes)
-		for decoder := json.NewDecoder(from); ; {
+		one := &io.LimitedReader{R: from}
+		for decoder := json.NewDecoder(one); ; {
 			var size remotecommand.TerminalSize
+			one.N = maxSize
 			if decoder.Decode(&size) != nil {
 				return
 			}
