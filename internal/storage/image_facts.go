@@ -100,14 +100,20 @@ func (s *Images) readConfig(ctx context.Context, img *cstorage.Image) (imgspec.I
 	if err != nil {
 		return imgspec.ImageConfig{}, 0, fmt.Errorf("read configuration: %w", err)
 	}
+	config, err := parseConfig(data, key)
+	return config, uint64(len(data)), err
+}
+
+// parseConfig reads what an image says of its containers, and nothing else of its configuration.
+func parseConfig(data []byte, key digest.Digest) (imgspec.ImageConfig, error) {
 	if digest.FromBytes(data) != key {
-		return imgspec.ImageConfig{}, 0, fmt.Errorf("its configuration does not match its digest: %w", errDamaged)
+		return imgspec.ImageConfig{}, fmt.Errorf("its configuration does not match its digest: %w", errDamaged)
 	}
-	var image imgspec.Image
+	var image struct{ Config imgspec.ImageConfig }
 	if err := json.Unmarshal(data, &image); err != nil {
-		return imgspec.ImageConfig{}, 0, fmt.Errorf("parse configuration: %w", err)
+		return imgspec.ImageConfig{}, fmt.Errorf("parse configuration: %w", err)
 	}
-	return image.Config, uint64(len(data)), nil
+	return image.Config, nil
 }
 
 // convertConfig reads the configuration of an image whose id is not its digest: Docker's schema 1, or an image

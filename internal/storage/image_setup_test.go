@@ -208,6 +208,14 @@ type world struct {
 
 func newWorld(t *testing.T, registries ...*fakeRegistry) *world {
 	t.Helper()
+	w := newDamagedWorld(t, registries...)
+	t.Cleanup(func() { w.verify(t) })
+	return w
+}
+
+// newDamagedWorld is one whose store need not be whole at the end.
+func newDamagedWorld(t *testing.T, registries ...*fakeRegistry) *world {
+	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
 	// In memory: each layer stored syncs the filesystem, and that of the machine may have more to write.
@@ -223,7 +231,6 @@ func newWorld(t *testing.T, registries ...*fakeRegistry) *world {
 		fmt.Fprintf(&conf, "[[registry]]\nlocation = %q\ninsecure = true\n", r.host)
 	}
 	w.registries(t, conf.String())
-	t.Cleanup(func() { w.verify(t) })
 	return w
 }
 

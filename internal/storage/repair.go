@@ -106,30 +106,60 @@ type listFile struct {
 }
 
 func listFiles() []listFile {
-	layer := func(l cstorage.Layer) string { return l.ID }
-	container := func(c cstorage.Container) string { return c.ID }
+	layer := func(l cstorage.Layer) error { return checkIDs(l.ID, l.Parent) }
+	container := func(c cstorage.Container) error { return checkIDs(c.ID, c.LayerID, c.ImageID) }
 	return []listFile{
 		{"overlay-layers/layers.json", wellFormed(layer)},
 		{"overlay-layers/volatile-layers.json", wellFormed(layer)},
-		{"overlay-images/images.json", wellFormed(func(i cstorage.Image) string { return i.ID })},
+		{"overlay-images/images.json", wellFormed(checkListedImage)},
 		{"overlay-containers/containers.json", wellFormed(container)},
 		{"overlay-containers/volatile-containers.json", wellFormed(container)},
 	}
 }
 
-func wellFormed[T any](id func(T) string) func([]byte) error {
+func wellFormed[T any](check func(T) error) func([]byte) error {
 	return func(raw []byte) error {
 		var all []T
 		if err := json.Unmarshal(raw, &all); err != nil {
 			return err
 		}
 		for i, object := range all {
-			if id(object) == "" {
-				return fmt.Errorf("entry %d has no id", i)
+			if err := check(object); err != nil {
+				return fmt.Errorf("entry %d: %w", i, err)
 			}
 		}
 		return nil
 	}
+}
+
+// checkIDs looks at an object's own id and those that it names: the store has directories of these names, and deletes
+// those of layers that are marked as incomplete when it is opened.
+func checkIDs(own string, others ...string) error {
+	if own == "" {
+		return errors.New("it has no id")
+	}
+	for _, id := range append(others, own) {
+		if id == "." || id == ".." || strings.ContainsAny(id, "/\x00") {
+			return fmt.Errorf("%q is no id", id)
+		}
+	}
+	return nil
+}
+
+// checkListedImage looks besides at the digests without which the store does not open.
+func checkListedImage(i cstorage.Image) error {
+	if err := checkIDs(i.ID, append(i.MappedTopLayers, i.TopLayer)...); err != nil {
+		return err
+	}
+	for key, d := range i.BigDataDigests {
+		if strings.HasPrefix(key, cstorage.ImageDigestManifestBigDataNamePrefix) && d.Validate() != nil {
+			return fmt.Errorf("%q, of its %s, is no digest", d, key)
+		}
+	}
+	if i.Digest != "" && i.Digest.Validate() != nil {
+		return fmt.Errorf("%q is no digest", i.Digest)
+	}
+	return nil
 }
 
 // setAsideLists sets aside the lists that cannot be read, which the store could not be opened with. What they named is

@@ -1,0 +1,153 @@
+package storage
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/errdef"
+)
+
+// FuzzConfig reads any bytes as an image's configuration. It is what its digest says, and can be told to others.
+func FuzzConfig(f *testing.F) {
+	for _, s := range []string{
+		`{"config":{"User":"1:2","Env":["A=b"],"Entrypoint":["/a"],"Cmd":["b"],"Volumes":{"/v":{}},"Labels":{"k":"v"},"StopSignal":"TERM","ExposedPorts":{"80/tcp":{}}}}`,
+		`{"config":null}`, `{"config":{"Cmd":"a"}}`, `{"Config":{"User":"a"},"config":{"User":"b"}}`, `{"config":{"Env":[null,""]}}`, "null", "[]", "",
+		`{"created":"yesterday","rootfs":1,"history":{},"config":{"User":"x"}}`,
+	} {
+		f.Add([]byte(s), true)
+	}
+	f.Add([]byte(`{}`), false)
+	f.Fuzz(func(t *testing.T, raw []byte, whole bool) {
+		key := digest.FromBytes(raw)
+		if !whole {
+			key = digest.FromString("other" + string(raw))
+		}
+		config, err := parseConfig(raw, key)
+		if !whole && !errors.Is(err, errDamaged) {
+			t.Errorf("another's configuration: %v", err)
+		}
+		if err != nil {
+			return
+		}
+		said, err := json.Marshal(config)
+		if err != nil {
+			t.Errorf("%s cannot be told: %v", raw, err)
+		}
+		again, err := parseConfig(slices.Concat([]byte(`{"config":`), said, []byte(`}`)), digest.FromString(`{"config":`+string(said)+`}`))
+		if twice, errTwice := json.Marshal(again); err != nil || errTwice != nil || !bytes.Equal(said, twice) {
+			t.Errorf("%s is %s, and read again %s, %v, %v", raw, said, twice, err, errTwice)
+		}
+	})
+}
+
+// FuzzNames reads any string as the name of an image: it is refused, or there is one full name that stays what it is.
+func FuzzNames(f *testing.F) {
+	for _, s := range []string{
+		"busybox", "busybox:1", "team/app:2", "localhost/app", "example.com:5000/a/b:c", "a.b/c:1@" + dig, "a@sha256:abc", strings.Repeat("a", 64),
+		"", ":", "@", "/", "A", "a/B", "http://a/b", "a..b/c", "a:" + strings.Repeat("t", 129), "docker.io/library/", "[::1]:5000/a", "index.docker.io/a",
+	} {
+		f.Add(s)
+	}
+	conf := filepath.Join(f.TempDir(), "registries.conf")
+	check(f, os.WriteFile(conf, []byte("unqualified-search-registries = [\"a.example\", \"b.example:5000\"]\n[aliases]\n\"app\" = \"c.example/deep/app\"\n"), 0o600))
+	s := &Images{cfg: ImagesConfig{RegistriesConf: conf, RegistriesConfDir: f.TempDir()}}
+	f.Fuzz(func(t *testing.T, name string) {
+		all, err := s.names(name)
+		if err != nil {
+			if !errors.Is(err, errdef.Invalid) {
+				t.Errorf("%q: %v", name, err)
+			}
+			return
+		}
+		if len(all) == 0 || len(all) > 2 {
+			t.Errorf("%q stands for %v", name, all)
+		}
+		for _, full := range all {
+			again, err := reference.ParseNormalizedNamed(full.String())
+			if err != nil || canonical(again).String() != full.String() || reference.IsNameOnly(full) || isShort(full.String()) {
+				t.Errorf("%q is %s, and read again %v, %v", name, full, again, err)
+			}
+			tags, digests := references(&cstorage.Image{Names: []string{name, full.String()}, Digest: digest.Digest(dig)})
+			img := Image{RepoTags: tags, RepoDigests: digests}
+			if !isPinned(&img, []string{full.String()}) || !slices.Contains(repositories(&img), full.Name()) {
+				t.Errorf("%q is %s, but %v of %v", name, full, img, repositories(&img))
+			}
+		}
+	})
+}
+
+// FuzzLists opens a store with any bytes in the place of one of its lists: it opens, tells what it has, and is whole when
+// it is opened again.
+func FuzzLists(f *testing.F) {
+	id := strings.Repeat("a", 64)
+	for _, s := range []string{
+		"", "[", "null", "[]", "[null]", "{}", `[{}]`, `[{"id":"` + id + `"}]`, `[{"id":"` + id + `"},{"id":"` + id + `"}]`, "\x00\x00",
+		`[{"id":"` + id + `","parent":"` + id + `"}]`, `[{"id":"` + id + `","parent":"b"}]`, `[{"id":"../../../x","names":["a","a"]}]`,
+		`[{"id":"` + id + `","names":["n"]},{"id":"b","names":["n"]}]`, `[{"id":"` + id + `","flags":{"incomplete":true}}]`,
+		`[{"id":"` + id + `","layer":"gone","names":["a.b/c:1"],"big-data-names":["manifest"],"big-data-digests":{"manifest":"x"}}]`,
+		`[{"id":"crid-lease-` + id + `","image":"` + id + `","layer":"l"}]`, `[{"id":"` + id + `","uncompress_type":99,"diff-digest":"no"}]`,
+	} {
+		for i := range listFiles() {
+			f.Add([]byte(s), uint8(i))
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, which uint8) {
+		w := newDamagedWorld(t)
+		check(t, errors.Join(os.MkdirAll(w.Root, 0o700), os.MkdirAll(w.RunRoot, 0o700)))
+		file := filepath.Join(w.Root, "storage", listFiles()[int(which)%len(listFiles())].path)
+		check(t, errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, raw, 0o600)))
+		for range 2 {
+			s, err := openImages(w.ImagesConfig, leaseIdle)
+			if err != nil {
+				t.Fatalf("with %q in %s: %v", raw, filepath.Base(file), err)
+			}
+			_, _ = s.List(t.Context())
+			check(t, s.Close())
+		}
+	})
+}
+
+// FuzzRecipe reads any bytes as what the store kept of a layer's archive: the layer is found to differ, nothing outside of it
+// is read, and nothing waits for ever.
+func FuzzRecipe(f *testing.F) {
+	for _, s := range []string{
+		`{"type":1,"name":"a","size":1,"payload":"AAAAAAAAAAA=","position":0}`, `{"type":2,"payload":"AAAA","position":0}`,
+		`{"type":1,"name":"../../../../etc/passwd","size":10,"payload":"AAAAAAAAAAA="}`, `{"type":1,"name":"link/passwd","size":10}`,
+		`{"type":1,"name":"pipe","size":1}`, `{"type":1,"name":"gone"}`, `{"type":1,"name":".wh.x"}`, `{"type":9}`, "null", "{", "",
+		`{"type":1,"name_raw":"/w==","size":-1}`, `{"type":1,"name":"a","size":9223372036854775807}`,
+	} {
+		f.Add([]byte(s))
+	}
+	dir := f.TempDir()
+	outside := filepath.Join(dir, "outside")
+	layer := filepath.Join(dir, "layer")
+	check(f, errors.Join(os.Mkdir(layer, 0o700), os.WriteFile(outside, []byte("not to be read"), 0), os.WriteFile(filepath.Join(layer, "a"), []byte("x"), 0o600),
+		os.Symlink(outside, filepath.Join(layer, "out")), os.Symlink("/etc", filepath.Join(layer, "link"))))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		root, err := os.Open(layer)
+		check(t, err)
+		defer root.Close()
+		var packed bytes.Buffer
+		w := gzip.NewWriter(&packed)
+		_, err = w.Write(raw)
+		check(t, errors.Join(err, w.Close()))
+		l := &cstorage.Layer{ID: "l", UncompressedDigest: digest.FromString("some layer")}
+		if err := compare(t.Context(), root, &packed, l); err == nil {
+			t.Errorf("%q is the recipe of a layer with another digest", raw)
+		}
+		if err := compare(t.Context(), root, bytes.NewReader(raw), l); err == nil {
+			t.Errorf("%q is the recipe of a layer with another digest", raw)
+		}
+	})
+}
