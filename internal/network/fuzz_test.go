@@ -96,11 +96,16 @@ func FuzzLastWords(f *testing.F) {
 	})
 }
 
-// FuzzRecall reads any bytes as what libcni cached of an attachment.
+// FuzzRecall reads any bytes as what libcni cached of an attachment, for undoing it and for the survey.
 func FuzzRecall(f *testing.F) {
 	f.Add([]byte(`{"containerId":"a","ifName":"eth0","config":"e30=","cniArgs":[["a","b"]],"capabilityArgs":{"portMappings":[{"hostPort":1}],"bandwidth":{"ingressRate":5}}}`))
 	f.Add([]byte(`{"capabilityArgs":{"portMappings":1,"bandwidth":null}}`))
+	file := filepath.Join(f.TempDir(), "net-a-eth0")
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		must(t, os.WriteFile(file, raw, 0o600))
+		if m := readMemory(file); m.Path != file || m.Err == nil && m.ID == "" {
+			t.Errorf("%q is remembered as %+v", raw, m)
+		}
 		var a libcni.NetworkAttachment
 		if json.Unmarshal(raw, &a) != nil {
 			return
@@ -110,5 +115,47 @@ func FuzzRecall(f *testing.F) {
 			return
 		}
 		r.runtimeConf()
+	})
+}
+
+// FuzzBandwidth reads any string as the annotation that limits a pod's traffic: it is refused, or in the range.
+func FuzzBandwidth(f *testing.F) {
+	for _, s := range []string{"10M", "1Gi", "1.5M", "1e6", "2500000m", ".5M", "5.k", "1e99", "1e-99", "-1M", "0x10", "1_0", "", "Inf", "1e", "9223372036854775807", "٣"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		ingress, egress, err := Bandwidth(map[string]string{egressAnnotation: value})
+		switch {
+		case err != nil && !errors.Is(err, errdef.Invalid):
+			t.Errorf("%q: %v", value, err)
+		case err == nil && (egress < minRate || egress > maxRate || ingress != 0):
+			t.Errorf("%q is %d", value, egress)
+		case err == nil && burst(egress) <= 0:
+			t.Errorf("%q bursts by %d", value, burst(egress))
+		}
+	})
+}
+
+// FuzzLeases reads any bytes as a lease and as a recorded network: leases are looked for in directories of the network's name
+// only, and whose they are is one word of one line.
+func FuzzLeases(f *testing.F) {
+	f.Add([]byte(conflist("net", "1.0.0", `{"type":"bridge","ipam":{"type":"host-local","dataDir":"/run/leases"}}`)), []byte("abc\r\neth0"))
+	f.Add([]byte(`{"name":"..","plugins":[{"ipam":{"type":"host-local","dataDir":"/run/x/../y"}}]}`), []byte("\n\n"))
+	f.Add([]byte(`{"name":".","plugins":[[[[{"ipam":{"type":"host-local","dataDir":""}}]]]]}`), []byte(" a b \n"))
+	f.Add([]byte(`{"name":"a/b"}`), []byte("\x00"))
+	f.Add([]byte(`{"name":1,"ipam":[]}`), []byte(""))
+	f.Fuzz(func(t *testing.T, list, lease []byte) {
+		for _, dir := range leaseDirs(list) {
+			var named struct{ Name string }
+			if json.Unmarshal(list, &named) == nil && filepath.Base(dir) != named.Name {
+				t.Errorf("leases of %s are looked for in %s", list, dir)
+			}
+			if !filepath.IsAbs(dir) {
+				t.Errorf("leases of %s are looked for in %s", list, dir)
+			}
+		}
+		if id := parseLease(lease); bytes.ContainsAny([]byte(id), "\n") || !bytes.Contains(lease, []byte(id)) {
+			t.Errorf("%q is of %q", lease, id)
+		}
 	})
 }
