@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Disk gives the kind Exhausted to an error of the kernel that says that a filesystem, or a quota, is full; others stay
@@ -31,8 +33,7 @@ func Where(err error, dirs ...string) error {
 	}
 	var full []string
 	for _, dir := range dirs {
-		var st syscall.Statfs_t
-		if syscall.Statfs(dir, &st) == nil && (st.Bfree*uint64(st.Bsize) < someBytes || st.Files > 0 && st.Ffree < someInodes) {
+		if isFull(dir) {
 			full = append(full, dir)
 		}
 	}
@@ -40,6 +41,22 @@ func Where(err error, dirs ...string) error {
 		return err
 	}
 	return fmt.Errorf("%w (the filesystem of %s is full: %w)", err, strings.Join(full, " and "), Exhausted)
+}
+
+// isFull asks for space by a file without a name, where that can be done: what statfs says to be free includes what ext4
+// keeps to itself and what a quota denies.
+func isFull(dir string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return false
+	}
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		err = unix.Fallocate(fd, 0, 0, someBytes)
+		_ = unix.Close(fd) // nothing was written
+	}
+	return errors.Is(Disk(err), Exhausted) || st.Files > 0 && st.Ffree < someInodes ||
+		err != nil && st.Bavail*uint64(st.Bsize) < someBytes
 }
 
 func hasKind(err error) bool {
