@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -90,21 +91,26 @@ func lock(dir string, as role) (*os.File, error) {
 	return file, nil
 }
 
-// sign writes this process's id into its lock file, and what it is there for: over what stands there, which takes no
-// space, since on a full disk the lock must work too. Where there is no space for the word, it is held nevertheless.
+// sign writes this process's id into its lock file, and what it is there for: over what stands there, which mostly takes
+// no space. On a full disk, or beyond a quota, the lock is held with another's word, or none.
 func sign(file *os.File, as role) error {
-	word := fmt.Appendln(nil, os.Getpid(), as)
-	if _, err := file.WriteAt(word, 0); errors.Is(errdef.Disk(err), errdef.Exhausted) {
-		return file.Truncate(0)
-	} else if err != nil {
-		return err
+	word := fmt.Sprint(os.Getpid(), " ", as)
+	_, err := fmt.Fprintf(io.NewOffsetWriter(file, 0), "%-*s\n", wordSize-1, word)
+	if errors.Is(errdef.Disk(err), errdef.Exhausted) {
+		err = file.Truncate(0)
 	}
-	return file.Truncate(int64(len(word)))
+	if errors.Is(errdef.Disk(err), errdef.Exhausted) {
+		return nil
+	}
+	return err
 }
+
+// wordSize is what a lock file has.
+const wordSize = 32
 
 // holder reads who has the lock. That is unknown for the moment between taking the lock and signing it.
 func holder(file *os.File) *lockedError {
-	raw := make([]byte, 32)
+	raw := make([]byte, wordSize)
 	n, err := file.ReadAt(raw, 0)
 	pid, as, _ := strings.Cut(strings.TrimSpace(string(raw[:n])), " ")
 	if pid == "" {
