@@ -18,7 +18,7 @@ const reserveSize = 64 << 10 // more than nearly all records have
 
 // reserve is a file whose blocks a record can be written to when the disk has none to give: the record's file and the
 // reserve change places, twice. It neither takes from the disk nor gives to it, so that nobody can snatch what is freed.
-// On filesystems that write to new places what is overwritten it cannot help.
+// On filesystems that write to new places what is overwritten it is given back before the record is written.
 type reserve struct {
 	path string
 	mu   sync.Mutex // a record at a time goes by it; held while that is written, on a disk that is full
@@ -61,6 +61,21 @@ func (r *reserve) replace(path string, content []byte) error {
 	return nil
 }
 
+// giveFor gives the reserve back to the disk and calls write; what is left then is the reserve. err is the answer when
+// there is nothing to give.
+func (r *reserve) giveFor(err error, write func() error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if os.Remove(r.path) != nil {
+		return err
+	}
+	if failed := syncDir(filepath.Dir(r.path)); failed != nil { // what was deleted is free, and no quota's, only then
+		return errors.Join(err, failed)
+	}
+	defer r.fill() // as far as the space goes
+	return write()
+}
+
 func (r *reserve) exchange(path string) error {
 	return os.NewSyscallError("exchange record", unix.Renameat2(unix.AT_FDCWD, r.path, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE))
 }
@@ -78,7 +93,7 @@ func overwrite(path string, content []byte) error {
 		return fmt.Errorf("look at %s: %w", path, err)
 	}
 	if int64(len(content)) > max(st.Size, st.Blocks*512) {
-		return fmt.Errorf("write %s: %w", path, unix.ENOSPC)
+		return fmt.Errorf("write %s: the record does not fit in", path)
 	}
 	blanks := max(0, int(st.Size)-len(content))
 	if _, err := f.WriteAt(append(bytes.Clone(content), bytes.Repeat([]byte{' '}, blanks)...), 0); err != nil {

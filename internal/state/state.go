@@ -80,7 +80,11 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 	d := &Dir[T]{dir: dir, version: version, flush: newFlusher(dir), spare: newReserve(dir)}
 	d.later.write = func(id string, raw []byte) error {
 		defer d.flush.touch()
-		return d.writeWhole(id, raw)
+		err := d.writeWhole(id, raw)
+		if err == nil {
+			_ = d.spare.fill() // as far as the space goes
+		}
+		return err
 	}
 	if err := d.spare.fill(); err != nil {
 		slog.Warn("on a full disk what becomes of pods and containers cannot be recorded", "dir", dir, "err", err)
@@ -159,8 +163,8 @@ func (d *Dir[T]) Keep(id string, rec T) error {
 	}
 	d.later.take(id)
 	err = d.writeWhole(id, raw)
-	if errors.Is(errdef.Disk(err), errdef.Exhausted) && d.spare.replace(d.Path(id), raw) == nil {
-		err = nil
+	if errors.Is(errdef.Disk(err), errdef.Exhausted) {
+		err = d.keepOnFull(id, raw, err)
 	}
 	if err != nil {
 		d.later.add(id, raw, err)
@@ -168,6 +172,18 @@ func (d *Dir[T]) Keep(id string, rec T) error {
 	}
 	d.flush.touch()
 	return nil
+}
+
+// keepOnFull writes what the disk has refused: into the reserve, or where that goes to new places too, in its stead.
+func (d *Dir[T]) keepOnFull(id string, raw []byte, err error) error {
+	failed := d.spare.replace(d.Path(id), raw)
+	if failed == nil {
+		return nil
+	}
+	if !errors.Is(errdef.Disk(failed), errdef.Exhausted) {
+		return err // the reserve has space, but not for this record
+	}
+	return d.spare.giveFor(err, func() error { return d.writeWhole(id, raw) })
 }
 
 // Unsaved says which records are kept in memory alone, and why. It never waits.
@@ -332,16 +348,18 @@ func (f *flusher) close() error {
 	return f.sync()
 }
 
-// sync writes out the filesystem that holds the records. syncfs and not fsync of each file: the records of a
+func (f *flusher) sync() error { return syncDir(f.dir) }
+
+// syncDir writes out the filesystem that holds the records. syncfs and not fsync of each file: the records of a
 // second are many small files, and their renames are wanted too.
-func (f *flusher) sync() error {
-	d, err := os.Open(f.dir)
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync records: %w", err)
 	}
 	err = unix.Syncfs(int(d.Fd()))
 	if err := errors.Join(err, d.Close()); err != nil {
-		return fmt.Errorf("sync records %s: %w", f.dir, err)
+		return fmt.Errorf("sync records %s: %w", dir, err)
 	}
 	return nil
 }
