@@ -17,9 +17,11 @@ want runc runc
 want conmon conmon
 want host-local containernetworking-plugins
 want iptables iptables
-[ "${1:-}" = demo ] || want mkfs.ext4 e2fsprogs
 ldd /bin/busybox >/dev/null 2>&1 || missing="$missing busybox" # busybox-static would not do
 if [ "${1:-}" != demo ]; then
+	want mkfs.ext4 e2fsprogs
+	want mkfs.xfs xfsprogs
+	want mkfs.btrfs btrfs-progs
 	want gcc gcc
 	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 fi

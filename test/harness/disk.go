@@ -73,30 +73,48 @@ func (d *Disk) newFile() string {
 // mount mounts the filesystem in file, replaying its journal. The loop device goes with the mount.
 func (d *Disk) mount(file string) {
 	d.t.Helper()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	dev, err := mountFile(file, d.at, "ext4")
 	d.must(err)
+	d.file, d.dev = file, dev
+}
+
+// mountFile mounts the filesystem in a file, by a loop device that goes with the mount.
+func mountFile(file, at, fstype string) (dev string, err error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
 	defer control.Close()
 	backing, err := os.OpenFile(file, os.O_RDWR, 0)
-	d.must(err)
+	if err != nil {
+		return "", err
+	}
 	defer backing.Close()
 	for {
 		free, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		d.must(err)
-		dev := fmt.Sprintf("/dev/loop%d", free)
-		loop, err := os.OpenFile(dev, os.O_RDWR, 0)
-		d.must(err)
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-			Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
-		})
-		if err == nil {
-			err = unix.Mount(dev, d.at, "ext4", 0, "")
+		if err != nil {
+			return "", err
 		}
-		d.must(loop.Close())
-		if !errors.Is(err, unix.EBUSY) { // somebody else was quicker
-			d.must(err)
-			return
+		dev = fmt.Sprintf("/dev/loop%d", free)
+		if err = mountLoop(dev, backing, at, fstype); !errors.Is(err, unix.EBUSY) { // somebody else was quicker
+			return dev, err
 		}
 	}
+}
+
+func mountLoop(dev string, backing *os.File, at, fstype string) (err error) {
+	loop, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, loop.Close()) }()
+	err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+		Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
+	})
+	if err != nil {
+		return err
+	}
+	return unix.Mount(dev, at, fstype, 0, "")
 }
 
 // Unmount unmounts what is mounted, as an orderly end does.

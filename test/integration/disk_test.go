@@ -29,18 +29,34 @@ func wantFull(t *testing.T, what string, err error, disk *harness.SmallDisk) {
 // reboot: nothing new is made, all that ends something works, before and after a restart of crid, and what was told stays
 // true. With space all goes on.
 func TestAFullDisk(t *testing.T) {
-	fills := map[string]func(*harness.SmallDisk){"bytes": (*harness.SmallDisk).FillBlocks, "bytes and inodes": (*harness.SmallDisk).Fill}
-	for what, fill := range fills {
-		t.Run("root without "+what, func(t *testing.T) {
+	bytes, all := (*harness.SmallDisk).FillBlocks, (*harness.SmallDisk).Fill
+	for _, v := range []struct {
+		name, fstype string
+		fill         func(*harness.SmallDisk)
+	}{
+		{"tmpfs without bytes", harness.Tmpfs, bytes},
+		{"tmpfs without bytes and inodes", harness.Tmpfs, all},
+		{"ext4 without bytes", harness.Ext4, bytes},
+		{"ext4 without bytes and inodes", harness.Ext4, all},
+		{"xfs", harness.XFS, all},
+		{"btrfs at the end of a quota", harness.Quota, bytes},
+	} {
+		t.Run("root on "+v.name, func(t *testing.T) {
 			root, _ := harness.Places(t)
-			disk := harness.NewSmallDisk(t, root, 64)
-			liveOnFull(&full{Crid: harness.Start(t), t: t, disk: disk, fill: fill})
+			disk := harness.NewSmallDisk(t, v.fstype, root, 64)
+			liveOnFull(&full{Crid: harness.Start(t), t: t, disk: disk, fill: v.fill})
 		})
+	}
+	// A pod has no byte there: its files are on a filesystem of their own.
+	for what, takesPods := range map[string]bool{"bytes": true, "bytes and inodes": false} {
 		t.Run("runroot without "+what, func(t *testing.T) {
 			_, runroot := harness.Places(t)
-			disk := harness.NewSmallDisk(t, runroot, 16)
-			// A pod has no byte there: its files are on a filesystem of their own.
-			liveOnFull(&full{Crid: harness.Start(t), t: t, disk: disk, fill: fill, takesPods: what == "bytes"})
+			disk := harness.NewSmallDisk(t, harness.Tmpfs, runroot, 16)
+			fill := all
+			if takesPods {
+				fill = bytes
+			}
+			liveOnFull(&full{Crid: harness.Start(t), t: t, disk: disk, fill: fill, takesPods: takesPods})
 		})
 	}
 }
@@ -158,13 +174,15 @@ func TestADiskThatIsNearlyFull(t *testing.T) {
 	for _, name := range runtimes {
 		t.Run(name+" with its runroot", func(t *testing.T) {
 			_, runroot := harness.Places(t)
-			nearlyFull(t, harness.NewSmallDisk(t, runroot, 16), 9, 20, harness.Runtime(name))
+			nearlyFull(t, harness.NewSmallDisk(t, harness.Tmpfs, runroot, 16), 9, 20, harness.Runtime(name))
 		})
 	}
-	t.Run("root", func(t *testing.T) {
-		root, _ := harness.Places(t)
-		nearlyFull(t, harness.NewSmallDisk(t, root, 64), 4, 16)
-	})
+	for _, fstype := range []string{harness.Tmpfs, harness.Ext4, harness.XFS} {
+		t.Run("root on "+fstype, func(t *testing.T) {
+			root, _ := harness.Places(t)
+			nearlyFull(t, harness.NewSmallDisk(t, fstype, root, 64), 12, 16)
+		})
+	}
 }
 
 // plenty of pages or inodes is enough for a container.
@@ -208,8 +226,8 @@ func nearlyFull(t *testing.T, disk *harness.SmallDisk, pages, inodes int, option
 func TestAPodOnANearlyFullDisk(t *testing.T) {
 	root, runroot := harness.Places(t)
 	disks := []*harness.SmallDisk{
-		harness.NewSmallDisk(t, root, 64), harness.NewSmallDisk(t, runroot, 16),
-		harness.NewSmallDisk(t, filepath.Join(filepath.Dir(root), "leases"), 1),
+		harness.NewSmallDisk(t, harness.Tmpfs, root, 64), harness.NewSmallDisk(t, harness.Tmpfs, runroot, 16),
+		harness.NewSmallDisk(t, harness.Tmpfs, filepath.Join(filepath.Dir(root), "leases"), 1),
 	}
 	c := harness.Start(t)
 	c.RunPod()
@@ -262,7 +280,7 @@ func lostLogs(t *testing.T, c *harness.Crid) []lostLog {
 // when, and that it goes on, and the log goes on by itself. One that writes nothing is not accused.
 func TestAFullLogDisk(t *testing.T) {
 	root, _ := harness.Places(t)
-	disk := harness.NewSmallDisk(t, filepath.Join(filepath.Dir(root), "logs"), 8)
+	disk := harness.NewSmallDisk(t, harness.Tmpfs, filepath.Join(filepath.Dir(root), "logs"), 8)
 	c := harness.Start(t)
 	pod := c.RunPod()
 	silent := pod.Run("sleep 1000")
