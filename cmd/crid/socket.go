@@ -15,7 +15,8 @@ import (
 )
 
 // listen opens a unix socket that never has more rights than mode, whatever the umask. A socket that a dead
-// crid left is replaced: the caller holds the locks of both roots. One that somebody answers is refused.
+// crid left is replaced: the caller holds the locks of both roots. One that somebody answers is refused. The socket's file
+// stays behind when it is closed, so that a crid that starts on a full disk has room for its own.
 func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the socket's directory: %w", err)
@@ -35,6 +36,9 @@ func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, e
 	}
 	if err := os.Chmod(path, mode); err != nil {
 		return nil, errors.Join(fmt.Errorf("set the socket's mode: %w", err), l.Close())
+	}
+	if unixListener, ok := l.(*net.UnixListener); ok {
+		unixListener.SetUnlinkOnClose(false)
 	}
 	return l, nil
 }
