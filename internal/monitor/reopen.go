@@ -30,8 +30,9 @@ const reopenWait = 10 * time.Second
 
 // ReopenLog makes the monitor write to a new file at the log path, from which the old one has been moved away,
 // and returns once it exists: Unavailable when the monitor has not made it within ten seconds. A log that was not moved
-// away stays: conmon would throw away what is in it. So it may be repeated, also after a restart of crid. On an error
-// there is no new file, unless the monitor still makes it after the wait has ended.
+// away stays: conmon would throw away what is in it. So it may be repeated, also after a restart of crid. After an error
+// the log is as it was, but that an empty file may be there of a monitor that has not answered. On a disk without space
+// for a new file the monitor is not told.
 func (p *Process) ReopenLog(ctx context.Context) error {
 	wait := p.launcher.reopenWait
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("the monitor, process %d, has not done it in %v; is it stopped, or the disk slow? %w",
@@ -66,14 +67,22 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 	if err := watcher.Add(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("watch log directory: %w", err)
 	}
-	old, closeOld, err := hold(path)
+	done := func() bool { return p.writesTo(path) } // perhaps by a command that is still under way
+	if done() {
+		return nil
+	}
+	made, err := takePlaces(path)
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("monitor/reopen/places-taken")
+	old, closeOld, err := hold(path)
+	if err != nil {
+		return errors.Join(err, made.remove())
+	}
 	defer func() { err = errors.Join(err, closeOld()) }()
-	done := func() bool { return p.writesTo(path) } // perhaps by a command that is still under way
 	if err := p.commandUnless(ctx, reopenCommand, done); err != nil {
-		return err
+		return errors.Join(err, made.remove())
 	}
 	failpoint.Hit("monitor/reopen/told")
 	for !isNew(path, old) && !done() {
@@ -87,6 +96,40 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// places are the files that were made for a monitor to reopen its log.
+type places []string
+
+// takePlaces makes what the monitor would make: conmon opens the path with ".tmp" behind it, renames that, and ends when
+// it cannot, with which the container is lost. On a full disk it is this that fails.
+func takePlaces(path string) (places, error) {
+	var made places
+	for _, place := range []string{path + ".tmp", path} {
+		f, err := os.OpenFile(place, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+		switch {
+		case errors.Is(err, fs.ErrExist):
+			err = checkLog(place)
+		case err == nil:
+			made = append(made, place)
+			err = f.Close()
+		}
+		if err != nil {
+			return nil, errors.Join(err, made.remove())
+		}
+	}
+	return made, nil
+}
+
+// remove is for a monitor that has not been told to reopen its log.
+func (made places) remove() error {
+	var errs []error
+	for _, place := range made {
+		if err := os.Remove(place); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // checkLog refuses what conmon, which is root, would follow or wait for: a container that has the log's directory mounted
