@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/network"
@@ -40,6 +41,12 @@ func (p places) images() storage.ImagesConfig {
 		AuthFile:          p.Images.AuthFile,
 		Pinned:            p.Images.Pinned,
 	}
+}
+
+// gcRhythm is how often the network's garbage is collected. A quiet moment may be rare: it is looked for often.
+func (p places) gcRhythm() network.Rhythm {
+	period, _ := time.ParseDuration(p.Network.GCPeriod) // checked
+	return network.Rhythm{Period: period, Retry: min(period, 10*time.Second)}
 }
 
 func (p places) network() network.Config {

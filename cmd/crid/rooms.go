@@ -31,9 +31,6 @@ import (
 // keptEvents is how many events a slow reader may fall behind.
 const keptEvents = 4096
 
-// gcRhythm is how often the network's garbage is collected. A quiet moment may be rare: it is looked for often.
-var gcRhythm = network.Rhythm{Period: 10 * time.Minute, Retry: 10 * time.Second}
-
 // rooms is everything that the server stands on.
 type rooms struct {
 	cfg  places
@@ -318,8 +315,9 @@ func (r *rooms) collect(ctx context.Context) {
 	for _, err := range r.collectRemains(ctx) {
 		r.log.Warn("collecting what is nobody's; the next start tries again", "err", err)
 	}
-	r.network.KeepCollecting(ctx, gcRhythm, r.pods.Attachments, func(err error) {
-		r.log.Warn("network attachments that no pod has may be left until the next collection", "err", err, "in", gcRhythm.Period)
+	rhythm := r.cfg.gcRhythm()
+	r.network.KeepCollecting(ctx, rhythm, r.pods.Attachments, func(err error) {
+		r.log.Warn("network attachments that no pod has may be left until the next collection", "err", err, "in", rhythm.Period)
 	})
 }
 

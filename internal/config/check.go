@@ -163,6 +163,9 @@ func (k *checker) network(n Network) {
 	for _, dir := range n.BinDirs {
 		k.absolute("network.bin_dirs", dir)
 	}
+	if d, err := time.ParseDuration(n.GCPeriod); err != nil || d < time.Second {
+		k.fault("network.gc_period", `%q is no duration of a second or more, such as "10m" or "24h"`, n.GCPeriod)
+	}
 }
 
 func (k *checker) streaming(s Streaming) {

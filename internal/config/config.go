@@ -46,6 +46,7 @@ type Network struct {
 	BinDirs  []string `toml:"bin_dirs"`
 	Default  string   `toml:"default"`
 	NetnsDir string   `toml:"netns_dir"`
+	GCPeriod string   `toml:"gc_period"`
 }
 
 // Images says where images are kept and what governs a pull.
@@ -96,6 +97,7 @@ func Default() Config {
 			ConfDir:  "/etc/cni/net.d",
 			BinDirs:  []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
 			NetnsDir: "/run/netns",
+			GCPeriod: "10m",
 		},
 		Images:    Images{Pinned: []string{}, ImageVolumes: "bind"},
 		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: "4h"},

@@ -12,8 +12,11 @@ import (
 
 // TestMain plays a CNI plugin when it is started by the name of one, else runs the tests.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == faulty {
+	switch filepath.Base(os.Args[0]) {
+	case faulty:
 		os.Exit(playFaulty())
+	case collector:
+		os.Exit(playCollector())
 	}
 	harness.Main(m)
 }

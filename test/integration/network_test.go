@@ -75,19 +75,24 @@ func playFaulty() int {
 
 // faultyNetwork is the usual bridge with addresses of its own, and behind it the faulty plugin.
 type faultyNetwork struct {
-	t   *testing.T
-	dir string // holds the plugin and what it is to do
+	t       *testing.T
+	dir     string // holds the plugin and what it is to do
+	version string // of CNI
+	bridge  string // plugin that makes the bridge
+	options string // of crid.toml's table
 }
 
 func newFaultyNetwork(t *testing.T) faultyNetwork {
 	t.Helper()
-	n := faultyNetwork{t, t.TempDir()}
+	n := faultyNetwork{t: t, dir: t.TempDir(), version: "1.0.0", bridge: "bridge"}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(self, filepath.Join(n.dir, faulty)); err != nil {
-		t.Fatal(err)
+	for _, plugin := range []string{faulty, collector} {
+		if err := os.Symlink(self, filepath.Join(n.dir, plugin)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n.fail(faults{})
 	return n
@@ -113,11 +118,14 @@ func (n faultyNetwork) write(path string, content []byte) {
 	}
 }
 
+// cniDirs are where distributions have their plugins.
+var cniDirs = [...]string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+
 // start starts a crid on the network.
 func (n faultyNetwork) start(options ...harness.Option) *harness.Crid {
 	n.t.Helper()
 	c := harness.Start(n.t, append(options, harness.Quiet(), harness.Conflist(node.NoNetwork), harness.Config(fmt.Sprintf(
-		"[network]\nbin_dirs = [%q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", n.dir)))...)
+		"[network]\nbin_dirs = [%q, %q, %q, %q]\n%s", n.dir, cniDirs[0], cniDirs[1], cniDirs[2], n.options)))...)
 	n.configure(c, "first")
 	return c
 }
@@ -131,10 +139,10 @@ func (n faultyNetwork) configure(c *harness.Crid, note string) {
 
 // conflist is a bridge by the name that the harness removes, with leases in the directory where it looks for them.
 func (n faultyNetwork) conflist(bridge, leases, note string) string {
-	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "faulty", "plugins": [
-  {"type": "bridge", "bridge": %q, "isGateway": true,
+	return fmt.Sprintf(`{"cniVersion": %q, "name": "faulty", "plugins": [
+  {"type": %q, "bridge": %q, "isGateway": true,
    "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.89.0.0/16"}]]}},
-  {"type": %q, "note": %q}]}`, bridge, leases, faulty, note)
+  {"type": %q, "note": %q}]}`, n.version, n.bridge, bridge, leases, faulty, note)
 }
 
 // del is what the plugin was called with when it last let go of a pod.
