@@ -15,7 +15,7 @@ import (
 // at the same time, and when each was done.
 func crowd(t *testing.T, n int, takes func(i int) time.Duration) (most int32, took []time.Duration) {
 	t.Helper()
-	s := &Stage{turns: make(chan struct{}, 2), patience: patience}
+	s := newStage(2, patience)
 	began := time.Now()
 	took = make([]time.Duration, n)
 	var now, peak atomic.Int32
@@ -36,8 +36,8 @@ func crowd(t *testing.T, n int, takes func(i int) time.Duration) (most int32, to
 		})
 	}
 	wg.Wait()
-	if len(s.turns) != 0 {
-		t.Errorf("%d turns were not given back", len(s.turns))
+	if n := len(s.taken) + len(s.waiting); n != 0 || s.late != 0 {
+		t.Errorf("%d turns were not given back", n)
 	}
 	return peak.Load(), took
 }
@@ -60,16 +60,43 @@ func TestWhatHangsHoldsNobody(t *testing.T) {
 			}
 			return time.Second
 		})
-		for _, d := range took[hanging:] { // at worst they come behind all who hang, two of them at a time
-			if d > hanging/2*patience+2*time.Second {
+		for _, d := range took[hanging:] { // at worst they come behind all who hang, and then there is one turn for them
+			if d > (hanging-1)*patience+4*time.Second {
 				t.Errorf("one that does not hang took %v", d)
 			}
 		}
 	})
 }
 
+// TestWhatIsSlowIsNotMadeSlower has each of a crowd take longer the more there are at a time.
+func TestWhatIsSlowIsNotMadeSlower(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, takes := range []time.Duration{3 * time.Second, 5 * time.Second, 20 * time.Second} {
+			most, _ := crowd(t, 100, func(int) time.Duration { return takes })
+			if bound := 2 + int32((takes+patience-1)/patience); most > bound {
+				t.Errorf("%d at a time when each takes %v; want %d at most", most, takes, bound)
+			}
+		}
+	})
+}
+
+// TestWhatHangsIsMadeUpForAtOnce lets many pass beside one that hangs, for which there is a turn again.
+func TestWhatHangsIsMadeUpForAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, took := crowd(t, 101, func(i int) time.Duration {
+			if i == 0 {
+				return time.Hour
+			}
+			return time.Second
+		})
+		if last := slices.Max(took[1:]); last > 55*time.Second {
+			t.Errorf("a hundred that take a second, two at a time, took %v", last)
+		}
+	})
+}
+
 func TestWaitingEndsWithItsContext(t *testing.T) {
-	s := &Stage{turns: make(chan struct{}, 1), patience: time.Hour}
+	s := newStage(1, time.Hour)
 	done, err := s.Take(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +108,7 @@ func TestWaitingEndsWithItsContext(t *testing.T) {
 		t.Error(err)
 	}
 	done()
-	if len(s.turns) != 0 {
+	if len(s.taken) != 0 || len(s.waiting) != 0 {
 		t.Error("the turn was not given back")
 	}
 }
