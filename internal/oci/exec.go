@@ -21,6 +21,10 @@ import (
 	"github.com/crid/crid/internal/failpoint"
 )
 
+// startTime is what a command has its turn for at most: it takes a runtime 10 to 50 ms to start one, and nobody knows how
+// long that runs.
+const startTime = 500 * time.Millisecond
+
 // drain is how long output is awaited once a command's main process has ended: what it left running may keep
 // the pipes for ever.
 const drain = time.Second
@@ -58,7 +62,15 @@ func (r *Runtime) Exec(ctx context.Context, id string, e Exec) (ExecResult, erro
 // Stream runs e as Exec does, but hands input and output on as they come. It returns when the main process has
 // ended and what it wrote has been passed on, however slow the readers are; what the command left running may
 // write for a second more. Stdin that is still open does not hold it. The end of ctx kills all of the command.
+//
+// The start of a command waits for its turn, which its timeout does not count.
 func (r *Runtime) Stream(ctx context.Context, id string, e Exec, s Streams) (exitCode int, err error) {
+	done, err := r.starts.Take(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
+	}
+	started := time.AfterFunc(startTime, done)
+	defer func() { started.Stop(); done() }()
 	if e.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, e.Timeout)

@@ -45,9 +45,10 @@ type Cgroups interface {
 
 // Runtime runs the verbs of one runtime binary. It may be used concurrently.
 type Runtime struct {
-	cfg   Config
-	way   atomic.Int32 // how it gives commands terminals
-	turns *turn.Stage  // of verbs, but exec: nobody knows how long a command runs
+	cfg    Config
+	way    atomic.Int32 // how it gives commands terminals
+	turns  *turn.Stage  // of verbs, but exec
+	starts *turn.Stage  // of exec's commands
 }
 
 // verbsAtOnce is how many verbs run at the same time for each processor.
@@ -55,7 +56,7 @@ const verbsAtOnce = 4
 
 // New returns the driver of the binary that cfg names.
 func New(cfg Config) *Runtime {
-	return &Runtime{cfg: cfg, turns: turn.New(verbsAtOnce)}
+	return &Runtime{cfg: cfg, turns: turn.New(verbsAtOnce), starts: turn.New(verbsAtOnce)}
 }
 
 // Config returns what the Runtime was made with.
