@@ -107,6 +107,9 @@ func Mirrors(hosts ...string) Option { return func(o *node.Options) { o.Mirrors 
 // Quiet logs warnings and errors only.
 func Quiet() Option { return func(o *node.Options) { o.Quiet = true } }
 
+// CPUs lets crid and what it starts use a few processors only.
+func CPUs(n int) Option { return func(o *node.Options) { o.CPUs = n } }
+
 // Program starts another binary than bin/crid, with more in its environment.
 func Program(binary string, env ...string) Option {
 	return func(o *node.Options) { o.Binary, o.Env = binary, append(o.Env, env...) }

@@ -12,10 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis"
 	remote "k8s.io/cri-client/pkg"
 
@@ -36,6 +38,7 @@ type Options struct {
 	Conflist string   // CNI network; empty = Conflist's; "none" = no network is configured
 	Quiet    bool     // log only what is worth an operator's attention
 	Env      []string // of crid, beside this program's
+	CPUs     int      // how many processors crid and what it starts may use; 0 = all
 	Output   *os.File
 }
 
@@ -94,7 +97,7 @@ func (n *Node) Again(ctx context.Context) error {
 	n.cmd = exec.Command(n.options.Binary, "--config", n.ConfigFile())
 	n.cmd.Stdout, n.cmd.Stderr = n.options.Output, n.options.Output
 	n.cmd.Env = append(os.Environ(), n.options.Env...)
-	if err := n.cmd.Start(); err != nil {
+	if err := startOn(n.options.CPUs, n.cmd); err != nil {
 		return fmt.Errorf("start crid: %w", err)
 	}
 	n.exited = make(chan struct{})
@@ -106,6 +109,28 @@ func (n *Node) Again(ctx context.Context) error {
 		return errors.Join(err, n.Kill())
 	}
 	return nil
+}
+
+// startOn starts a program on the first few of the processors that this one may use.
+func startOn(cpus int, cmd *exec.Cmd) error {
+	if cpus == 0 {
+		return cmd.Start()
+	}
+	runtime.LockOSThread() // whose processors the program inherits
+	defer runtime.UnlockOSThread()
+	var own, few unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &own); err != nil {
+		return err
+	}
+	for cpu := 0; few.Count() < min(cpus, own.Count()); cpu++ {
+		if own.IsSet(cpu) {
+			few.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &few); err != nil {
+		return err
+	}
+	return errors.Join(cmd.Start(), unix.SchedSetaffinity(0, &own))
 }
 
 // connect waits until crid answers, or has ended.
@@ -139,7 +164,7 @@ func (n *Node) dial(ctx context.Context) error {
 	if err := conn.Close(); err != nil {
 		return err
 	}
-	runtime, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + n.Socket).
+	runtimes, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + n.Socket).
 		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return err
@@ -147,9 +172,9 @@ func (n *Node) dial(ctx context.Context) error {
 	images, err := remote.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + n.Socket).
 		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
-		return errors.Join(err, runtime.Close(ctx))
+		return errors.Join(err, runtimes.Close(ctx))
 	}
-	n.Runtime, n.Images = runtime, images
+	n.Runtime, n.Images = runtimes, images
 	return nil
 }
 
