@@ -95,17 +95,20 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 			return context.Cause(ctx)
 		}
 	}
-	return nil
+	return places{path + tempSuffix}.remove() // conmon has renamed it, unless another version does otherwise
 }
+
+// tempSuffix is what conmon puts behind the path of a log until it is in use.
+const tempSuffix = ".tmp"
 
 // places are the files that were made for a monitor to reopen its log.
 type places []string
 
-// takePlaces makes what the monitor would make: conmon opens the path with ".tmp" behind it, renames that, and ends when
-// it cannot, with which the container is lost. On a full disk it is this that fails.
+// takePlaces makes what the monitor would make: conmon opens a new file, renames that, and ends when it cannot, with which
+// the container is lost. On a full disk it is this that fails.
 func takePlaces(path string) (places, error) {
 	var made places
-	for _, place := range []string{path + ".tmp", path} {
+	for _, place := range []string{path + tempSuffix, path} {
 		f, err := os.OpenFile(place, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
 		switch {
 		case errors.Is(err, fs.ErrExist):

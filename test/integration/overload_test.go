@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,9 +9,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -130,6 +134,43 @@ func TestACrowdIsLetInByAFew(t *testing.T) {
 			t.Errorf("%s: %d runs, %d at a time; want %d at most", verb, runs, most, bound)
 		}
 	}
+}
+
+// TestACrowdWithoutPatience asks again and again, two seconds at a time, for pods whose network takes three, more than can
+// be attached at a time. Each pod is made once, also those that nobody asks for again.
+func TestACrowdWithoutPatience(t *testing.T) {
+	const pods, deadline = 16, 2 * time.Second
+	n := counter{t, t.TempDir()}
+	c := harness.Start(t, harness.Quiet(), harness.CPUs(cpus), n.network(3))
+	client := c.Client()
+	var late atomic.Int32
+	began := time.Now()
+	atOnce(t, "run pod with little patience", pods, func(i int) error {
+		cfg := c.PodConfig()
+		for {
+			ctx, cancel := context.WithTimeout(c.Context(), deadline)
+			_, err := client.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: cfg})
+			cancel()
+			if status.Code(err) != codes.DeadlineExceeded {
+				return err
+			}
+			if late.Add(1); i%4 == 0 {
+				return nil // the work goes on for a client that does not come back
+			}
+		}
+	})
+	bound := cpus*perCPU + int(time.Since(began)/lateAfter)
+	eventually(t, "all pods are made", func() bool {
+		made, err := c.Runtime.ListPodSandbox(c.Context(), nil)
+		return err == nil && len(made) == pods
+	})
+	if runs, most := n.runs("ADD"); runs != pods || most > bound {
+		t.Errorf("%d pods took %d ADDs, %d at a time; want %d at most", pods, runs, most, bound)
+	}
+	if late.Load() < pods {
+		t.Errorf("only %d calls ran into their deadline", late.Load())
+	}
+	c.RemoveAll()
 }
 
 // lateAfter is how often one is let in besides those who are late.
