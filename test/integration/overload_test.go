@@ -35,12 +35,13 @@ func (c counter) wrap(name, program, verb, before string) (path string) {
 %[3]s
 mkdir -p %[1]s/$verb
 : >%[1]s/$verb/$$
-ls %[1]s/$verb | wc -l >>%[1]s/$verb.seen
+n=0
+for run in %[1]s/$verb/*; do
+	if [ -e /proc/${run##*/}/exe ]; then n=$((n+1)); else rm -f $run; fi
+done
+echo $n >>%[1]s/$verb.seen
 %[4]s
-%[2]s "$@"
-code=$?
-rm %[1]s/$verb/$$
-exit $code
+exec %[2]s "$@"
 `, c.dir, program, verb, before)
 	path = filepath.Join(c.dir, name)
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
@@ -130,6 +131,9 @@ func TestACrowdIsLetInByAFew(t *testing.T) {
 	took := crowd.live()
 	for _, verb := range []string{"ADD", "DEL", "create", "start", "exec"} {
 		bound := cpus*perCPU + int(took[verb]/lateAfter)
+		if verb == "exec" { // nobody knows how long a command runs: it has its turn for half a second
+			bound = cpus * perCPU * (1 + int(took[verb]/(500*time.Millisecond)))
+		}
 		if runs, most := n.runs(verb); runs < pods || most > bound {
 			t.Errorf("%s: %d runs, %d at a time; want %d at most", verb, runs, most, bound)
 		}
