@@ -73,31 +73,29 @@ func (d *Disk) newFile() string {
 // mount mounts the filesystem in file, replaying its journal. The loop device goes with the mount.
 func (d *Disk) mount(file string) {
 	d.t.Helper()
-	dev, err := mountFile(file, d.at, "ext4")
-	d.must(err)
-	d.file, d.dev = file, dev
+	d.must(mountFile(file, d.at, "ext4"))
 }
 
 // mountFile mounts the filesystem in a file, by a loop device that goes with the mount.
-func mountFile(file, at, fstype string) (dev string, err error) {
+func mountFile(file, at, fstype string) error {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer control.Close()
 	backing, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer backing.Close()
 	for {
 		free, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return "", err
+			return err
 		}
-		dev = fmt.Sprintf("/dev/loop%d", free)
-		if err = mountLoop(dev, backing, at, fstype); !errors.Is(err, unix.EBUSY) { // somebody else was quicker
-			return dev, err
+		err = mountLoop(fmt.Sprintf("/dev/loop%d", free), backing, at, fstype)
+		if !errors.Is(err, unix.EBUSY) { // somebody else was quicker
+			return err
 		}
 	}
 }

@@ -78,7 +78,7 @@ func mountNew(t *testing.T, fstype, path string, mib int) error {
 	if out, err := exec.Command("mkfs."+fstype, append(args, file.Name())...).CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.%s: %w: %s", fstype, err, out)
 	}
-	_, err = mountFile(file.Name(), path, fstype)
+	err = mountFile(file.Name(), path, fstype)
 	if fstype == Quota && err == nil {
 		err = limit(path, mib/2)
 	}
