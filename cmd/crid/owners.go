@@ -28,9 +28,9 @@ func (r records) unsaved() []error {
 // viewRecords reads the records and touches nothing.
 func (p places) viewRecords() records {
 	return records{
-		pods:       state.View[sandbox.Record](p.records("pods"), sandbox.RecordVersion),
-		containers: state.View[container.Record](p.records("containers"), container.RecordVersion),
-		tombstones: state.View[sandbox.Tombstone](p.records("tombstones"), sandbox.TombstoneVersion),
+		pods:       state.View[sandbox.Record](p.records("pods"), sandbox.RecordVersion).Named(idForm),
+		containers: state.View[container.Record](p.records("containers"), container.RecordVersion).Named(idForm),
+		tombstones: state.View[sandbox.Tombstone](p.records("tombstones"), sandbox.TombstoneVersion).Named(idForm),
 	}
 }
 

@@ -276,7 +276,7 @@ func openRecords[T any](r *rooms, kind string, version int) (*state.Dir[T], erro
 		return nil, fmt.Errorf("open records of %s: %w", kind, err)
 	}
 	r.onClose("records of "+kind, func(context.Context) error { return records.Close() })
-	return records, nil
+	return records.Named(idForm), nil
 }
 
 // claimCgroupParent tells whether the default cgroup parent is crid's to remove: it is unless it was there

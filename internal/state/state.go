@@ -33,7 +33,7 @@ const (
 	tempPrefix = ".tmp-" // of files that are being written
 )
 
-// idPattern is what an id may look like: it becomes a file name.
+// idPattern is what an id may look like unless Named says more: it becomes a file name.
 var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // Dir is a directory of records of one type. Its methods may be called concurrently; two Puts of one id
@@ -41,6 +41,7 @@ var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 type Dir[T any] struct {
 	dir     string
 	version int
+	form    *regexp.Regexp // of ids
 	flush   *flusher
 	later   backlog
 	spare   *reserve
@@ -77,7 +78,7 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 			}
 		}
 	}
-	d := &Dir[T]{dir: dir, version: version, flush: newFlusher(dir), spare: newReserve(dir)}
+	d := &Dir[T]{dir: dir, version: version, form: idPattern, flush: newFlusher(dir), spare: newReserve(dir)}
 	d.later.write = func(id string, raw []byte) error {
 		defer d.flush.touch()
 		err := d.writeWhole(id, raw)
@@ -94,7 +95,14 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 
 // View is a Dir to be read only: it makes nothing and removes nothing. A directory that is absent has no records.
 func View[T any](dir string, version int) *Dir[T] {
-	return &Dir[T]{dir: dir, version: version, flush: newFlusher(dir), view: true}
+	return &Dir[T]{dir: dir, version: version, form: idPattern, flush: newFlusher(dir), view: true}
+}
+
+// Named says what the ids are like. Any other file is a stray, a copy that somebody made of a record too: as a record, that
+// would pass for the object itself. It comes before any other use.
+func (d *Dir[T]) Named(form *regexp.Regexp) *Dir[T] {
+	d.form = form
+	return d
 }
 
 // Path is the file of a record.
@@ -112,7 +120,7 @@ func (d *Dir[T]) Files() (ids, strays []string, err error) {
 		_, underWay := d.writing.Load(n.Name())
 		switch {
 		case n.Name() == ReserveName:
-		case ok && checkID(id) == nil:
+		case ok && d.checkID(id) == nil:
 			ids = append(ids, id)
 		case !underWay:
 			strays = append(strays, filepath.Join(d.dir, n.Name()))
@@ -194,7 +202,7 @@ const slack = 1 << 10
 
 // encode makes the file of a record, with blanks at its end.
 func (d *Dir[T]) encode(id string, rec T) ([]byte, error) {
-	if err := checkID(id); err != nil {
+	if err := d.checkID(id); err != nil {
 		return nil, err
 	}
 	inner, err := json.Marshal(rec)
@@ -210,7 +218,7 @@ func (d *Dir[T]) encode(id string, rec T) ([]byte, error) {
 
 // Delete removes the record of id; an absent one is fine.
 func (d *Dir[T]) Delete(id string) error {
-	if err := checkID(id); err != nil {
+	if err := d.checkID(id); err != nil {
 		return err
 	}
 	d.later.take(id)
@@ -234,7 +242,7 @@ func (d *Dir[T]) All() iter.Seq2[Entry[T], error] {
 		}
 		for _, n := range names {
 			id, ok := strings.CutSuffix(n.Name(), suffix)
-			if !ok || checkID(id) != nil {
+			if !ok || d.checkID(id) != nil {
 				continue
 			}
 			rec, err := d.read(id)
@@ -279,9 +287,9 @@ func (d *Dir[T]) read(id string) (T, error) {
 	return rec, nil
 }
 
-func checkID(id string) error {
-	if !idPattern.MatchString(id) {
-		return fmt.Errorf("record id %q: %w: letters, digits, '_', '.' and '-', at most 128", id, errdef.Invalid)
+func (d *Dir[T]) checkID(id string) error {
+	if !d.form.MatchString(id) {
+		return fmt.Errorf("record id %q: %w: it is not like %s", id, errdef.Invalid, d.form)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -94,6 +95,37 @@ func TestABadRecordHurtsItselfOnly(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, ".tmp-123")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an unfinished record is still there: %v", err)
+	}
+}
+
+func TestACopyOfARecordIsNone(t *testing.T) {
+	dir := t.TempDir()
+	form := regexp.MustCompile("^[0-9a-f]{4}(-pause)?$")
+	named := func() *Dir[rec] { return open(t, dir).Named(form) }
+	d := named()
+	if err := d.Put("abcd", rec{Name: "good"}); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(d.Path("abcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copies := []string{"abcd.bak.json", "abcd-copy.json", "notes.json"}
+	for _, name := range copies {
+		if err := os.WriteFile(filepath.Join(dir, name), whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recs, bad := all(t, named())
+	if len(recs) != 1 || recs["abcd"].Name != "good" || len(bad) > 0 {
+		t.Errorf("records %v, errors %v", recs, bad)
+	}
+	ids, strays, err := named().Files()
+	if err != nil || len(ids) != 1 || len(strays) != len(copies) {
+		t.Errorf("ids %q, strays %q, %v", ids, strays, err)
+	}
+	if err := d.Put("abcd.bak", rec{}); !errors.Is(err, errdef.Invalid) {
+		t.Errorf("a record of no id: %v", err)
 	}
 }
 

@@ -192,10 +192,11 @@ func TestWhatIsMissingHarmsOnePod(t *testing.T) {
 	for _, name := range unknown {
 		touch(t, filepath.Join(c.Root(), name))
 	}
+	unknown = append(unknown, copies(t, c, "state/pods/"+good.ID, "state/containers/"+stays.ID)...)
 	if err := c.Node.Again(c.Context()); err != nil {
 		t.Fatal(err)
 	}
-	odd := []string{pods["pod's files"].ID, containers["monitor directory"].ID, containers["root filesystem"].ID, "state/pods/README"}
+	odd := []string{pods["pod's files"].ID, containers["monitor directory"].ID, containers["root filesystem"].ID, "state/pods/README", stays.ID + ".bak.json"}
 	eventually(t, "what is odd to be told", func() bool { return warnsOf(t, c, odd...) == len(odd) })
 	if got := stays.Exec("echo here"); got != "here\n" || good.Status().State != runtime.PodSandboxState_SANDBOX_READY {
 		t.Errorf("the other pod: %q, %v", got, good.Status())
@@ -218,10 +219,26 @@ func TestWhatIsMissingHarmsOnePod(t *testing.T) {
 		t.Errorf("%d of the pods that were removed are still told of", n)
 	}
 	for _, name := range unknown {
-		if _, err := os.Stat(filepath.Join(c.Root(), name)); err != nil {
+		if err := os.Remove(filepath.Join(c.Root(), name)); err != nil {
 			t.Error("a stranger's file is gone:", err)
 		}
 	}
+}
+
+// copies makes copies of records beside them, as operators do.
+func copies(t *testing.T, c *harness.Crid, records ...string) (names []string) {
+	t.Helper()
+	for _, record := range records {
+		whole, err := os.ReadFile(filepath.Join(c.Root(), record+".json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{record + ".bak.json", record + "-copy.json"} {
+			write(t, filepath.Join(c.Root(), name), string(whole))
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // TestReboot takes everything away that a reboot takes: processes, mounts, cgroups, runroot, links. What is on disk
