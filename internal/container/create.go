@@ -44,6 +44,9 @@ func (m *Manager) Create(ctx context.Context, r Request) (*Container, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := m.displace(ctx, r.Key); err != nil {
+		return nil, err
+	}
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	fresh.creation = &creation{flight: newFlight(), cancel: cancel}
 	for {

@@ -86,7 +86,7 @@ type Lifecycle interface {
 type Monitors interface {
 	Start(ctx context.Context, s monitor.Spec) (Process, monitor.Ref, error)
 	Open(id string, ref monitor.Ref) (Process, error)
-	Find(id string) (monitor.Ref, bool)
+	Find(id string) (config []byte, about bool) // what it was created from, nil = gone; whether its monitor lives
 	Remove(ctx context.Context, id string) error
 	Disarm(id string) error
 }

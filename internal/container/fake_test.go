@@ -298,14 +298,15 @@ func (f fakeMonitors) Open(id string, ref monitor.Ref) (Process, error) {
 	return fakeProcess{f.session, p}, nil
 }
 
-func (f fakeMonitors) Find(id string) (monitor.Ref, bool) {
+func (f fakeMonitors) Find(id string) (config []byte, about bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p := f.mains[id]
-	if p == nil || !p.monitored {
-		return monitor.Ref{}, false
+	config, err := os.ReadFile(filepath.Join(f.bundle(id), "config.json"))
+	if err != nil {
+		config = nil
 	}
-	return p.ref, true
+	p := f.mains[id]
+	return config, p != nil && p.monitored
 }
 
 func (f fakeMonitors) Remove(_ context.Context, id string) error {

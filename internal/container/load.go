@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/oci/spec"
 )
 
 const (
@@ -58,7 +60,7 @@ func (m *Manager) Load(ctx context.Context) []error {
 			if err == nil {
 				err = m.adopt(ctx, entry.ID, entry.Record)
 			} else {
-				m.keepUnreadable(entry.ID, err)
+				m.keepUnreadable(entry.ID, Key{}, err)
 			}
 			if err != nil {
 				fail(fmt.Errorf("container %s: %w", entry.ID, err))
@@ -76,7 +78,7 @@ func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
 		err = rec.check()
 	}
 	if err != nil {
-		m.keepUnreadable(id, err)
+		m.keepUnreadable(id, rec.Key, err)
 		return err
 	}
 	c := m.newContainer(id, rec.Plan, config)
@@ -91,7 +93,7 @@ func (m *Manager) adopt(ctx context.Context, id string, rec Record) error {
 	c.publish(s)
 	if other, mine := m.claim(c); !mine {
 		err := fmt.Errorf("its record and that of %s name the same container: %w", other.id, errdef.Exists)
-		m.keepUnreadable(id, fmt.Errorf("%w: %w", errdef.Unsupported, err))
+		m.keepUnreadable(id, rec.Key, fmt.Errorf("%w: %w", errdef.Unsupported, err))
 		return err
 	}
 	switch {
@@ -210,34 +212,61 @@ func (c *Container) buryLost() error {
 	return err
 }
 
-// nameOnly is a container of which nothing but the id is known.
-func (m *Manager) nameOnly(id string, cause error) *Container {
-	c := m.newContainer(id, Plan{}, nil)
+// nameOnly is a container of which nothing but the id is known, and perhaps whose it is.
+func (m *Manager) nameOnly(id string, key Key, cause error) *Container {
+	c := m.newContainer(id, Plan{Key: key}, nil)
 	c.broken = cause
 	c.publish(Status{Life: Life{State: Exited, ExitCode: codeUnknown, Reason: reasonUnreadable, Message: cause.Error()}})
 	close(c.exited)
 	return c
 }
 
-// keepUnreadable makes a container known of which there is only the id, so that it can be removed. What is left
-// of it is collected at once where that is safe: where its record is not merely of another crid, and no monitor
-// of it is about.
-func (m *Manager) keepUnreadable(id string, cause error) {
-	c := m.nameOnly(id, cause)
+// keepUnreadable makes a container known whose record cannot be read, so that it can be removed: by itself, or with its
+// pod, which what it was created from names where the record does not. What is left of it is collected at once where that
+// is safe: where its record is not merely of another crid, and no monitor of it is about.
+func (m *Manager) keepUnreadable(id string, key Key, cause error) {
+	config, about := m.deps.Monitors.Find(id)
+	if key.PodID == "" {
+		key = keyOf(config)
+	}
+	c := m.nameOnly(id, key, cause)
 	m.mu.Lock()
 	m.byID[id] = c
+	m.join(c)
 	m.mu.Unlock()
-	if errors.Is(cause, errdef.Unsupported) {
-		return
+	if !about && !errors.Is(cause, errdef.Unsupported) {
+		c.beginRemoval()
 	}
-	if _, about := m.deps.Monitors.Find(id); about {
-		return
+}
+
+// keyOf is what the configuration that a container was created from tells of its key: all but the attempt. It is zero when
+// there is none.
+func keyOf(config []byte) Key {
+	var s struct {
+		Annotations map[string]string `json:"annotations"`
 	}
-	c.beginRemoval()
+	if json.Unmarshal(config, &s) != nil {
+		return Key{}
+	}
+	return Key{PodID: s.Annotations[spec.AnnotationSandboxID], Name: s.Annotations[spec.AnnotationContainerName]}
+}
+
+// displace removes the containers of a pod without a readable record that may be the one of a key: nobody is told that
+// they run, so who asks for the container again would have two of it.
+func (m *Manager) displace(ctx context.Context, key Key) error {
+	for _, c := range m.OfPod(key.PodID) {
+		if !c.unreadable() || c.plan.Key.Name != key.Name {
+			continue
+		}
+		if err := c.Remove(ctx); err != nil {
+			return fmt.Errorf("make room for container %s: %w", key.Name, err)
+		}
+	}
+	return nil
 }
 
 // Unreadable tells which records cannot be read, and what to do about each, for Status verbose, in no order. Their
-// containers are not listed, and no pod knows that they are its own. It never waits.
+// containers are not listed. It never waits.
 func (m *Manager) Unreadable() []error {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -247,8 +276,11 @@ func (m *Manager) Unreadable() []error {
 	}
 	for id, c := range m.byID {
 		if c.unreadable() {
-			all = append(all, fmt.Errorf("container %s: it stays when its pod is removed; remove it with RemoveContainer or `crictl rm %s`: %s",
-				id, id, c.Status().Message))
+			rest := "it is nobody's"
+			if c.PodID() != "" {
+				rest = "it goes when pod " + c.PodID() + " is removed"
+			}
+			all = append(all, fmt.Errorf("container %s: %s, or with RemoveContainer or `crictl rm %s`: %s", id, rest, id, c.Status().Message))
 		}
 	}
 	return all
@@ -289,7 +321,7 @@ func (m *Manager) Collect(ctx context.Context, more ...func() ([]string, error))
 // claimRemains puts what is left of a container into the map, unless the id is that of a known one: nobody may begin to
 // make one of this id, as a pod does for its pause, while it is removed.
 func (m *Manager) claimRemains(id string) (c *Container, mine bool) {
-	c = m.nameOnly(id, fmt.Errorf("record of container %s: %w", id, errdef.NotFound))
+	c = m.nameOnly(id, Key{}, fmt.Errorf("record of container %s: %w", id, errdef.NotFound))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, known := m.byID[id]; known {

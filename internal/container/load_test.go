@@ -192,20 +192,18 @@ func TestABadRecordHurtsOneContainer(t *testing.T) {
 				if len(m.List()) != 1 {
 					t.Errorf("listed %d", len(m.List()))
 				}
-				left, err := m.Get(bad.ID())
+				_, err := m.Get(bad.ID())
 				if c.collected != (err != nil) {
 					t.Fatalf("collected: %v, want %v", err, c.collected)
 				}
 				if told := m.Unreadable(); c.collected == (len(told) == 1 && strings.Contains(told[0].Error(), "crictl rm "+bad.ID())) {
 					t.Errorf("told of %v", told)
 				}
-				if c.lives {
-					return
+				if err := m.StopPod(t.Context(), testPod); err != nil {
+					t.Error(err)
 				}
-				if left != nil {
-					if err := left.Remove(t.Context()); err != nil {
-						t.Error(err)
-					}
+				if p := h.mains[bad.ID()]; p != nil && p.alive {
+					t.Error("it runs on in a pod that is stopped")
 				}
 				if err := m.RemovePod(t.Context(), testPod); err != nil {
 					t.Error(err)
@@ -217,6 +215,53 @@ func TestABadRecordHurtsOneContainer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What runs without a readable record is not listed: its client asks for it again, and must not have two of it.
+func TestAContainerThatIsAskedForAgainDoesNotRunTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		bad, other := mustStart(t, m, h.request("web")), mustStart(t, m, h.request("other"))
+		m, _ = restart(t, h, m, func() {
+			for _, c := range []*Container{bad, other} {
+				if err := os.WriteFile(filepath.Join(h.dir, "records", c.ID()+".json"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		again := mustStart(t, m, h.request("web"))
+		if again.ID() == bad.ID() || h.mains[bad.ID()] != nil {
+			t.Errorf("the container %s runs beside %s", bad.ID(), again.ID())
+		}
+		if p := h.mains[other.ID()]; p == nil || !p.alive {
+			t.Error("a container of another name made room for it")
+		}
+		if err := m.RemovePod(t.Context(), testPod); err != nil {
+			t.Error(err)
+		}
+		h.wantNothingLeft(m)
+	})
+}
+
+func TestAPauseWithoutAReadableRecordIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		if _, err := m.StartPause(t.Context(), h.pod()); err != nil {
+			t.Fatal(err)
+		}
+		m, _ = restart(t, h, m, func() {
+			if err := os.WriteFile(filepath.Join(h.dir, "records", PauseID(testPod)+".json"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if _, started, dead := m.FindPause(testPod); !started || !dead {
+			t.Errorf("started %t, dead %t", started, dead)
+		}
+		if err := m.RemovePod(t.Context(), testPod); err != nil {
+			t.Error(err)
+		}
+		h.wantNothingLeft(m)
+	})
 }
 
 func TestCollectRemovesWhatNobodyKnows(t *testing.T) {

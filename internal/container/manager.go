@@ -102,7 +102,7 @@ func (c *Container) listed() bool {
 	return !c.unreadable() && c.named()
 }
 
-// OfPod is all containers of a pod: those being created and the pause too.
+// OfPod is all containers of a pod: those being created, the pause, and those without a readable record too.
 func (m *Manager) OfPod(podID string) []*Container {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -176,13 +176,21 @@ func (m *Manager) claim(c *Container) (holder *Container, mine bool) {
 	}
 	m.byID[c.id] = c
 	m.byKey[c.plan.Key] = c
+	m.join(c)
+	return c, true
+}
+
+// join puts c with its pod, if that is known. mu is held.
+func (m *Manager) join(c *Container) {
+	if c.PodID() == "" {
+		return
+	}
 	pod := m.byPod[c.PodID()]
 	if pod == nil {
 		pod = map[string]*Container{}
 		m.byPod[c.PodID()] = pod
 	}
 	pod[c.id] = c
-	return c, true
 }
 
 // forget takes c out of the maps.

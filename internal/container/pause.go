@@ -34,7 +34,7 @@ func (m *Manager) StartPause(ctx context.Context, env spec.PodEnv) (pidns string
 }
 
 // FindPause tells what became of a pod's pause: started is false when none ever ran, dead is true when it ran
-// and has ended; otherwise pidns is the path of its PID namespace.
+// and has ended, or when nobody can tell since its record cannot be read; otherwise pidns is the path of its PID namespace.
 func (m *Manager) FindPause(podID string) (pidns string, started, dead bool) {
 	m.mu.RLock()
 	c := m.byID[PauseID(podID)]
@@ -43,6 +43,8 @@ func (m *Manager) FindPause(podID string) (pidns string, started, dead bool) {
 		return "", false, false
 	}
 	switch s := c.Status(); {
+	case c.unreadable():
+		return "", true, true
 	case s.State == Running:
 		return c.pidns(), true, false
 	case s.State == Exited && !s.StartedAt.IsZero():

@@ -33,8 +33,11 @@ var errStopped = fmt.Errorf("%w: the container was stopped", errdef.WrongState)
 // Stop sends the container's stop signal and, after grace, kills all that is in it; a container that is not
 // running yet is killed at once, one still being created is undone. It returns when EXITED is published, or
 // with an error that names what survived. Concurrent stops share the outcome, and the earliest deadline
-// counts. ctx bounds the waiting alone. It may be repeated.
+// counts. ctx bounds the waiting alone. It may be repeated. A container whose record cannot be read is killed at once.
 func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
+	if c.unreadable() {
+		return c.killUnknown(ctx)
+	}
 	if err := c.settleCreation(ctx, errStopped); err != nil {
 		return err
 	}
@@ -43,6 +46,14 @@ func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
 		return err
 	}
 	return s.wait(ctx)
+}
+
+// killUnknown ends what runs in a container of which only the id is known.
+func (c *Container) killUnknown(ctx context.Context) error {
+	if err := c.m.killBoth(ctx, remains{id: c.id}); err != nil {
+		return fmt.Errorf("stop %s: %w", c, err)
+	}
+	return nil
 }
 
 // settleCreation ends a creation in progress and waits until it has succeeded nevertheless or was given up.

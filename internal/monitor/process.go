@@ -260,24 +260,20 @@ func (p *pidfd) waitFor(ctx context.Context) error {
 	return err
 }
 
-// Find returns what a monitor left that was started but perhaps never recorded, and whether it lives.
-func (l *Launcher) Find(id string) (Ref, bool) {
+// Find returns what container id was created from, nil when that is gone, and whether its monitor lives. The id alone
+// suffices, for containers that no record tells of.
+func (l *Launcher) Find(id string) (config []byte, about bool) {
+	config, err := os.ReadFile(l.path(id, configFile))
+	if err != nil {
+		config = nil
+	}
 	monitor, err := l.findMonitor(id)
 	if err != nil || monitor == nil {
-		return Ref{}, false
+		return config, false
 	}
-	defer func() { _ = monitor.close() }() // nothing was written
-	now, err := readStat(monitor.pid)
-	if err != nil || monitor.ended() {
-		return Ref{}, false
-	}
-	ref := Ref{MonitorPID: monitor.pid, MonitorStart: now.start}
-	if pid, err := readPid(l.path(id, pidFile)); err == nil {
-		if s, err := readStat(pid); err == nil && s.parent == monitor.pid {
-			ref.PID, ref.Start = pid, s.start
-		}
-	}
-	return ref, true
+	about = !monitor.ended()
+	_ = monitor.close() // nothing was written
+	return config, about
 }
 
 // findMonitor opens the monitor of container id by its pid file; nil when it is gone.

@@ -193,7 +193,7 @@ func (m *Manager) lost(p *Pod, rec *Record) (reason, message string) {
 	pidns, started, dead := m.deps.Containers.FindPause(p.id)
 	switch {
 	case dead:
-		return "PauseExited", "the process that held the pod's PID namespace ended while crid was away"
+		return "PauseExited", "the process that held the pod's PID namespace ended while crid was away, or its record cannot be read"
 	case started:
 		p.pidns.Store(&pidns)
 	}

@@ -12,6 +12,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/isolate"
 )
 
 // left lists what of the ids is still on the machine: mounts, pins, cgroups, files of the runroot.
@@ -157,28 +158,95 @@ func TestUnreadableRecordsHarmNobodyElse(t *testing.T) {
 	}
 }
 
-// removeUnreadable looks whether an operator is told of the pod and its running container, and removes all as told.
+// removeUnreadable looks whether an operator is told of the pod and its running container, and removes the pod, with which
+// all goes.
 func removeUnreadable(t *testing.T, c *harness.Crid, bad *harness.Pod, running, exited *harness.Container) {
 	t.Helper()
 	if _, err := c.Runtime.PodSandboxStatus(c.Context(), bad.ID, false); status.Code(err) != codes.Unavailable {
 		t.Errorf("status of the pod: %v", err)
 	}
 	told := strings.Join(unreadable(t, c), "\n")
-	ids := []string{bad.ID, running.ID, exited.ID}
 	for _, want := range []string{"crictl rmp " + bad.ID, "crictl rm " + running.ID} { // the exited one is gone at once
 		if strings.Count(told, want) != 1 {
 			t.Errorf("the verbose status does not tell once to %s:\n%s", want, told)
 		}
 	}
+	if !strings.Contains(told, "it goes when pod "+bad.ID) {
+		t.Errorf("the verbose status does not tell whose the container is:\n%s", told)
+	}
 	if err := c.Runtime.RemovePodSandbox(c.Context(), bad.ID); err != nil {
 		t.Error(err)
 	}
-	for _, ctr := range []*harness.Container{running, exited} {
-		if err := c.Runtime.RemoveContainer(c.Context(), ctr.ID); err != nil {
-			t.Error(err)
+	if rest := left(t, c, bad.ID, running.ID); len(rest) > 0 {
+		t.Errorf("left of the pod: %q", rest)
+	}
+	if err := c.Runtime.RemoveContainer(c.Context(), exited.ID); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "what is left of the container that has exited to be gone", func() bool { return len(left(t, c, exited.ID)) == 0 })
+}
+
+// TestAnUnreadableRecordHarmsItsPod tears single records of pods that share a PID namespace: what else the pod has goes on
+// as far as it can, and RemovePodSandbox takes all of it away.
+func TestAnUnreadableRecordHarmsItsPod(t *testing.T) {
+	c := harness.Start(t)
+	share := func(cfg *runtime.PodSandboxConfig) {
+		cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+	}
+	type victim struct {
+		pod            *harness.Pod
+		harmed, beside *harness.Container
+	}
+	victims := map[string]victim{}
+	for _, what := range []string{"pod", "container", "stopped", "pause"} {
+		pod := c.RunPod(share)
+		victims[what] = victim{pod, pod.Run("sleep 1000"), pod.Run("sleep 1000")}
+	}
+	if err := c.Node.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	tear(t, c, "pods/"+victims["pod"].pod.ID, "garbage")
+	tear(t, c, "containers/"+victims["container"].harmed.ID, "garbage")
+	tear(t, c, "containers/"+victims["stopped"].harmed.ID, "a newer version")
+	tear(t, c, "containers/"+victims["pause"].pod.ID+"-pause", "garbage")
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if told := unreadable(t, c); len(told) != len(victims) {
+		t.Errorf("the verbose status tells of %q", told)
+	}
+	for what, v := range victims {
+		if got := v.beside.Exec("echo here"); got != "here\n" {
+			t.Errorf("%s: the container whose record is whole: %q", what, got)
 		}
 	}
-	eventually(t, "what is left of them to be gone", func() bool { return len(left(t, c, ids...)) == 0 })
+	asked := victims["container"]
+	again, err := asked.pod.TryCreate(asked.harmed.Config) // as the kubelet does, which does not find it in the list
+	if err != nil || again.ID == asked.harmed.ID {
+		t.Fatal("asked again for the container that nobody is told of:", err)
+	}
+	if rest := left(t, c, asked.harmed.ID); len(rest) > 0 {
+		t.Errorf("it runs twice: %q", rest)
+	}
+	if s := victims["pause"].pod.Status(); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("the pod whose pause is not known: %v", s)
+	}
+	stopped := victims["stopped"]
+	stopped.pod.Stop()
+	if n := isolate.Running(t, "sleep 1000"); n != 2*len(victims)-3 { // two of this pod, and the one that made room
+		t.Errorf("%d processes run after the pod was stopped", n)
+	}
+	for what, v := range victims {
+		if err := c.Runtime.RemovePodSandbox(c.Context(), v.pod.ID); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if rest := left(t, c, v.pod.ID, v.harmed.ID, v.beside.ID); len(rest) > 0 {
+			t.Errorf("%s: left: %q", what, rest)
+		}
+	}
+	if told := unreadable(t, c); len(told) > 0 {
+		t.Errorf("the verbose status still tells of %q", told)
+	}
 }
 
 // unreadable is what the verbose status tells of records that cannot be read.
