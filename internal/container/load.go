@@ -169,10 +169,13 @@ func (c *Container) awaitBurial(ctx context.Context) {
 func (c *Container) observeStart() {
 	c.op.Lock()
 	defer c.op.Unlock()
-	s := &starting{flight: newFlight(), ran: make(chan struct{}), cancel: func(error) {}}
-	begun := c.m.crew.work(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, observeTimeout)
-		defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	s := &starting{flight: newFlight(), ran: make(chan struct{}), cancel: cancel}
+	begun := c.m.crew.work(func(life context.Context) {
+		defer context.AfterFunc(life, func() { cancel(errClosing) })()
+		defer cancel(nil)
+		ctx, done := context.WithTimeout(ctx, observeTimeout)
+		defer done()
 		err := c.observe(ctx)
 		c.op.Lock()
 		c.busy.starting = nil
