@@ -170,6 +170,17 @@ func (c *Crid) Context() context.Context {
 // Client is a client on a connection of its own, which outlives crid until t ends.
 func (c *Crid) Client() runtime.RuntimeServiceClient {
 	c.t.Helper()
+	return runtime.NewRuntimeServiceClient(c.connection())
+}
+
+// ImageClient is such a client for images.
+func (c *Crid) ImageClient() runtime.ImageServiceClient {
+	c.t.Helper()
+	return runtime.NewImageServiceClient(c.connection())
+}
+
+func (c *Crid) connection() *grpc.ClientConn {
+	c.t.Helper()
 	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
 	if err != nil {
@@ -180,7 +191,7 @@ func (c *Crid) Client() runtime.RuntimeServiceClient {
 			c.t.Error(err)
 		}
 	})
-	return runtime.NewRuntimeServiceClient(conn)
+	return conn
 }
 
 // ExecSync runs a command and returns the whole answer, exit code and streams apart.

@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/stuck"
 )
 
-// TestMain plays a CNI plugin when it is started by the name of one, else runs the tests.
+// TestMain plays a CNI plugin or a runtime when it is started by the name of one, else runs the tests.
 func TestMain(m *testing.M) {
+	stuck.Play()
 	switch filepath.Base(os.Args[0]) {
 	case faulty:
 		os.Exit(playFaulty())

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,8 +27,7 @@ const faulty = "faulty"
 
 // faults is what the faulty plugin does wrong; it is read at each run from the file beside the plugin.
 type faults struct {
-	Add, Del int    // how often these fail, in percent
-	Sleep    string // ADD of a pod with this in its name takes ten minutes
+	Add, Del int // how often these fail, in percent
 }
 
 // playFaulty is a chained CNI plugin that changes nothing. Of its failures half are an error and half a death. It
@@ -50,9 +48,6 @@ func playFaulty() int {
 		return 9
 	}
 	command := os.Getenv("CNI_COMMAND")
-	if f.Sleep != "" && command == "ADD" && strings.Contains(os.Getenv("CNI_ARGS"), "K8S_POD_NAME="+f.Sleep) {
-		<-time.After(10 * time.Minute)
-	}
 	chance := map[string]int{"ADD": f.Add, "DEL": f.Del}[command]
 	switch n := rand.IntN(100); {
 	case n < chance/2:

@@ -204,8 +204,8 @@ func TestAProcessThatOutlivesSIGKILLIsNamed(t *testing.T) {
 	v := mountStuckVolume(t)
 	pod, other := c.RunPod(), c.RunPod()
 	ctr := pod.Run("while :; do stat /shared >/dev/null; sleep 0.01; done", sharing(v.Dir))
-	v.stuck.Store(true)
-	<-v.asked
+	v.Stick()
+	<-v.Asked
 	named := regexp.MustCompile(`SIGKILL is survived: process [1-9][0-9]* \([a-z]+\) waits in [a-z_]+`)
 	for range 2 { // it may be repeated
 		_, err := c.Client().StopContainer(c.Context(), &runtime.StopContainerRequest{ContainerId: ctr.ID})
@@ -217,7 +217,7 @@ func TestAProcessThatOutlivesSIGKILLIsNamed(t *testing.T) {
 		t.Error("EXITED while a process of it lives")
 	}
 	other.Run("sleep 1000").Stop(0)
-	v.abort()
+	v.Abort()
 	ctr.Stop(0)
 	if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_EXITED {
 		t.Errorf("the container, once its volume is gone: %v", s)
