@@ -29,7 +29,8 @@ import (
 var (
 	enabled   = flag.Bool("soak", false, "soak: it takes the minutes that -minutes says")
 	minutes   = flag.Float64("minutes", 10, "how long pods come and go")
-	killEvery = flag.Duration("kill-every", 30*time.Second, "how often crid is killed; every fourth time it is asked to end instead")
+	killEvery = flag.Duration("kill-every", 30*time.Second, "how often crid is killed")
+	endEvery  = flag.Duration("end-every", 110*time.Second, "how often crid is asked to end, besides")
 	workers   = flag.Int("workers", 6, "how many clients work at once")
 	seed      = flag.Uint64("seed", 0, "of the random choices; 0 = a new one, which is told")
 	handler   = flag.String("handler", "", "runtime handler to make the default")
@@ -145,21 +146,23 @@ func (s *soak) count(edit func()) {
 	edit()
 }
 
-// killAgainAndAgain ends crid until ctx does, and starts it again each time.
+// killAgainAndAgain kills crid, and now and then asks it to end, until ctx ends, and starts it again each time.
 func (s *soak) killAgainAndAgain(ctx context.Context) {
-	tick := time.NewTicker(*killEvery)
-	defer tick.Stop()
-	for n := 1; ; n++ {
+	kill, ask := time.NewTicker(*killEvery), time.NewTicker(*endEvery)
+	defer kill.Stop()
+	defer ask.Stop()
+	for {
+		var end func() error
+		var counter *int
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-		}
-		s.weigh()
-		end, counter := s.c.Kill, &s.kills
-		if n%4 == 0 {
+		case <-kill.C:
+			end, counter = s.c.Kill, &s.kills
+		case <-ask.C:
 			end, counter = s.c.Node.Stop, &s.ends
 		}
+		s.weigh()
 		if err := end(); err != nil {
 			s.t.Error("end crid:", err)
 		}
