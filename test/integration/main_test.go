@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,7 +12,7 @@ import (
 	"github.com/crid/crid/test/stuck"
 )
 
-// TestMain plays a CNI plugin or a runtime when it is started by the name of one, else runs the tests.
+// TestMain plays a CNI plugin, a runtime or an old kernel when it is started by the name of one, else runs the tests.
 func TestMain(m *testing.M) {
 	stuck.Play()
 	switch filepath.Base(os.Args[0]) {
@@ -19,6 +20,9 @@ func TestMain(m *testing.M) {
 		os.Exit(playFaulty())
 	case collector:
 		os.Exit(playCollector())
+	case oldKernel:
+		fmt.Fprintln(os.Stderr, "play an old kernel:", playOldKernel()) // it returns only to say why not
+		os.Exit(1)
 	}
 	harness.Main(m)
 }

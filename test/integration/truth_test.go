@@ -20,36 +20,64 @@ import (
 	"github.com/crid/crid/test/harness"
 )
 
-// promptly is how soon crid tells of what has happened. The best of a few tries counts: the machine may be busy.
+// promptly is how soon crid tells of what has happened.
 const promptly = 100 * time.Millisecond
 
-// best repeats a measurement until it is prompt, a few times at the most.
-func best(t *testing.T, what string, measure func() time.Duration) {
+// inTime measures ten times, of which one may not be prompt, in the better of two rounds: the machine may be busy.
+func inTime(t *testing.T, what string, measure func() time.Duration) {
 	t.Helper()
-	var took []time.Duration
-	for range 10 {
-		took = append(took, measure())
-		if took[len(took)-1] <= promptly {
-			break
+	const tries, rounds = 10, 2
+	for range rounds {
+		var took []time.Duration
+		for range tries {
+			took = append(took, measure())
+		}
+		t.Logf("%s: median %v, each %v", what, quantile(took, 0.5), took)
+		if slices.Sorted(slices.Values(took))[tries-2] <= promptly {
+			return
 		}
 	}
-	t.Logf("%s: %v", what, took)
-	if fastest := slices.Min(took); fastest > promptly {
-		t.Errorf("%s took %v at best; want %v", what, fastest, promptly)
-	}
+	t.Errorf("%s: more than one of %d times it took longer than %v", what, tries, promptly)
 }
 
-// untilExited asks as fast as it can and returns how long it took, with the status.
+// quantile is the smallest that the share q of all does not exceed.
+func quantile(all []time.Duration, q float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
+
+// untilExited asks every two milliseconds, which keeps crid from nothing, and returns how long it took, with the status.
 func untilExited(t *testing.T, ctr *harness.Container) (time.Duration, *runtime.ContainerStatus) {
 	t.Helper()
 	began := time.Now()
-	for time.Since(began) < 30*time.Second {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for ; time.Since(began) < 30*time.Second; <-tick.C {
 		if s := ctr.Status(); s.State == runtime.ContainerState_CONTAINER_EXITED {
 			return time.Since(began), s
 		}
 	}
 	t.Fatalf("container %s did not exit", ctr.ID)
 	return 0, nil
+}
+
+// modified is when a file was written that is about to be.
+func modified(t *testing.T, path string) time.Time {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(30 * time.Second)
+	for {
+		info, err := os.Stat(path)
+		if err == nil {
+			return info.ModTime()
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("wait for a file:", err)
+		}
+	}
 }
 
 // monitorOf is the process that is a container's monitor.
@@ -66,6 +94,12 @@ func monitorOf(t *testing.T, c *harness.Crid, ctr *harness.Container) int {
 	return pid
 }
 
+// runs tells whether a process is there that has not ended. One that waits to be reaped has.
+func runs(pid int) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !regexp.MustCompile(`\) [ZX] `).Match(raw)
+}
+
 func kill(t *testing.T, pid int, sig syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(pid, sig); err != nil {
@@ -78,11 +112,11 @@ func kill(t *testing.T, pid int, sig syscall.Signal) {
 func TestAnExitIsToldOnceItIsRecorded(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
 		pod := c.RunPod()
-		best(t, "from the exit record to EXITED", func() time.Duration {
+		inTime(t, "from the exit record to EXITED", func() time.Duration {
 			ctr := pod.Run("i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; exit 3")
-			record := filepath.Join(c.RunRoot, "exits", ctr.ID)
-			eventually(t, "the exit record", func() bool { _, err := os.Stat(record); return err == nil })
-			took, s := untilExited(t, ctr)
+			recorded := modified(t, filepath.Join(c.RunRoot, "exits", ctr.ID))
+			_, s := untilExited(t, ctr)
+			took := time.Since(recorded)
 			if s.ExitCode != 3 {
 				t.Errorf("exit code %d", s.ExitCode)
 			}
@@ -99,7 +133,7 @@ func TestAnExitIsToldWhenTheMonitorIsDead(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
 		pod := c.RunPod()
 		for _, both := range []bool{false, true} {
-			best(t, fmt.Sprintf("from the monitor's death to EXITED, the container killed with it: %t", both), func() time.Duration {
+			inTime(t, fmt.Sprintf("from the monitor's death to EXITED, the container killed with it: %t", both), func() time.Duration {
 				ctr := pod.Run("sleep 1000")
 				pid, monitor := hostPID(t, c, ctr), monitorOf(t, c, ctr)
 				kill(t, monitor, syscall.SIGKILL)
@@ -110,7 +144,7 @@ func TestAnExitIsToldWhenTheMonitorIsDead(t *testing.T) {
 				if s.ExitCode != 137 && s.ExitCode != 255 || s.Reason != "ExitUnrecorded" || !strings.Contains(s.Message, "monitor") {
 					t.Errorf("the container: code %d, %s %q", s.ExitCode, s.Reason, s.Message)
 				}
-				if syscall.Kill(pid, 0) == nil {
+				if runs(pid) {
 					t.Error("its process lives on")
 				}
 				return took
