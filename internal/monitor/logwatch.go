@@ -35,6 +35,7 @@ type logWatch struct {
 	launcher *Launcher
 	log      *slog.Logger
 	looks    map[*Process]look
+	notes    map[string]*StoppedLog // of an earlier crid
 }
 
 // look is what a log was at the last look.
@@ -47,17 +48,17 @@ type look struct {
 }
 
 // WatchLogs looks for logs that have stopped until ctx ends. It may hang with the filesystem of a log, and then nobody
-// hears of others that stop.
+// hears of others that stop. What an earlier crid has told is told on.
 func (l *Launcher) WatchLogs(ctx context.Context, log *slog.Logger) {
-	w := &logWatch{launcher: l, log: log, looks: map[*Process]look{}}
+	w := &logWatch{launcher: l, log: log, looks: map[*Process]look{}, notes: l.notes()}
 	tick := time.NewTicker(logRhythm)
 	defer tick.Stop()
 	for {
+		w.round()
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			w.round()
 		}
 	}
 }
@@ -82,7 +83,7 @@ func (w *logWatch) round() {
 	for _, p := range procs {
 		l, known := w.looks[p]
 		if !known {
-			l.path, _ = p.logPath() // without one there is nothing to watch
+			l = w.first(p)
 		}
 		if l.path != "" {
 			l = w.look(p, l)
@@ -93,10 +94,35 @@ func (w *logWatch) round() {
 		}
 	}
 	w.looks = now
+	for id, note := range w.notes { // those that no process has taken over
+		told, there := w.launcher.earlier(*note)
+		if !there {
+			delete(w.notes, id)
+			continue
+		}
+		stopped = append(stopped, told)
+	}
 	slices.SortFunc(stopped, func(a, b StoppedLog) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Container, b.Container))
 	})
 	w.launcher.stopped.Store(&stopped)
+}
+
+// first is what is known of a log before the first look at it.
+func (w *logWatch) first(p *Process) look {
+	var l look
+	l.path, _ = p.logPath() // without one there is nothing to watch
+	note := w.notes[p.id]
+	if note == nil {
+		return l
+	}
+	delete(w.notes, p.id)
+	l.path, l.stop = note.Path, note
+	var st unix.Stat_t
+	if unix.Stat(l.path, &st) == nil { // what has grown while nobody looked may have stopped again
+		l.inode, l.size, l.mtime = st.Ino, st.Size, time.Unix(st.Mtim.Unix())
+	}
+	return l
 }
 
 // look compares a log with what it was.
@@ -139,10 +165,11 @@ func (w *logWatch) stop(p *Process, last look) *StoppedLog {
 	if err := endLine(last.path, last.size); err != nil {
 		w.log.Warn("the line that a full disk cut off runs into the next one", "container", p.id, "path", last.path, "err", err)
 	}
-	s := StoppedLog{Container: p.id, Path: last.path, Since: last.mtime}
+	s := StoppedLog{Container: p.id, Path: last.path, Since: lastWritten(last.path, last.size, last.mtime)}
 	if last.stop != nil {
 		s.Before = last.stop.Before + 1
 	}
+	w.keep(s)
 	w.log.Warn("a container's log has stopped: its filesystem is full, what the container writes is lost until there is space",
 		"container", s.Container, "path", s.Path, "since", s.Since)
 	return &s
@@ -150,9 +177,16 @@ func (w *logWatch) stop(p *Process, last look) *StoppedLog {
 
 func (w *logWatch) resume(s StoppedLog, until time.Time) *StoppedLog {
 	s.Until = until
+	w.keep(s)
 	w.log.Warn("a container's log goes on: what it wrote meanwhile is lost",
 		"container", s.Container, "path", s.Path, "since", s.Since, "until", s.Until)
 	return &s
+}
+
+func (w *logWatch) keep(s StoppedLog) {
+	if err := w.launcher.note(s); err != nil {
+		w.log.Warn("a crid that starts will not tell of the log that stopped", "container", s.Container, "err", err)
+	}
 }
 
 // endLine makes the last of the size bytes of a log the end of a line: conmon cuts a line off where the space ends, and

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -305,6 +306,7 @@ func TestAFullLogDisk(t *testing.T) {
 		t.Errorf("the log has stopped since %v; the disk is full since %v", lost[0].Since, full)
 	}
 	eventually(t, "the container to go on", func() bool { return at() > before+20 })
+	toldOn(t, c, lost)
 	if now := len(writer.Log()); now != size {
 		t.Errorf("a log without space grew from %d to %d bytes", size, now)
 	}
@@ -322,12 +324,26 @@ func TestAFullLogDisk(t *testing.T) {
 		t.Errorf("exit code %d, %s %s", s.ExitCode, s.Reason, s.Message)
 	}
 	wantWhole(t, writer.Log())
+	said := c.Log()
+	toldOn(t, c, lostLogs(t, c))
+	writer.Remove()
+	eventually(t, "nothing to be told of a container that is gone", func() bool { return len(lostLogs(t, c)) == 0 })
 	for _, say := range []string{"a container's log has stopped", "a container's log goes on"} {
-		if n := strings.Count(c.Log(), say); n != 1 {
+		if n := strings.Count(said, say); n != 1 {
 			t.Errorf("crid's log says %d times that %s", n, say)
 		}
 	}
 	silent.Stop(0)
+}
+
+// toldOn kills crid and expects the next one to tell the same of logs that have stopped.
+func toldOn(t *testing.T, c *harness.Crid, lost []lostLog) {
+	t.Helper()
+	c.Crash()
+	eventually(t, "word of stopped logs from the next crid", func() bool { return len(lostLogs(t, c)) > 0 })
+	if again := lostLogs(t, c); !slices.Equal(again, lost) {
+		t.Errorf("after a crash the lost logs are %+v; they were %+v", again, lost)
+	}
 }
 
 // wantWhole allows a log one line that a full disk cut off.
