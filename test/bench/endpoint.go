@@ -71,22 +71,22 @@ type pod struct {
 	id, container string
 }
 
-// up runs a pod with one container, as the kubelet does: PID mode CONTAINER, seccomp RuntimeDefault.
-func (e *endpoint) up(ctx context.Context, image string) (*pod, error) {
+// configs are those of a pod and its one container as the kubelet sends them: PID mode CONTAINER, seccomp RuntimeDefault.
+func (e *endpoint) configs(image string) (*runtime.PodSandboxConfig, *runtime.ContainerConfig) {
 	e.mu.Lock()
 	e.count++
 	name := e.name + "-" + strconv.Itoa(e.count)
 	e.mu.Unlock()
 	options := &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
 	seccomp := &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
-	p := &pod{cfg: &runtime.PodSandboxConfig{
+	pod := &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
 		Hostname:     "bench",
 		LogDirectory: filepath.Join(cmp.Or(isolate.Scratch(), os.TempDir()), "crid-bench-logs", name),
 		Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: e.cgroup,
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: options, Seccomp: seccomp}},
-	}}
-	cfg := &runtime.ContainerConfig{
+	}
+	return pod, &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "c"},
 		Image:    &runtime.ImageSpec{Image: image},
 		Command:  []string{"sleep", "3600"},
@@ -96,6 +96,13 @@ func (e *endpoint) up(ctx context.Context, image string) (*pod, error) {
 			SecurityContext: &runtime.LinuxContainerSecurityContext{NamespaceOptions: options, Seccomp: seccomp},
 		},
 	}
+}
+
+// up runs a pod with one container.
+func (e *endpoint) up(ctx context.Context, image string) (*pod, error) {
+	p := &pod{}
+	var cfg *runtime.ContainerConfig
+	p.cfg, cfg = e.configs(image)
 	began := time.Now()
 	for _, step := range []struct {
 		what string
@@ -202,15 +209,15 @@ func (e *endpoint) mine(cmdline string) bool {
 	return false
 }
 
-// startContainerd starts a containerd beside n, with n's network and runc.
-func startContainerd(ctx context.Context, binary string, n *node.Node, registry string) (*endpoint, error) {
-	dir := filepath.Join(isolate.Scratch(), "containerd")
+// startContainerd starts a containerd beside n, with n's network and runc, and more of a configuration.
+func startContainerd(ctx context.Context, binary string, n *node.Node, registry, more string) (*endpoint, error) {
+	dir := filepath.Join(n.Dir, "containerd")
 	socket := filepath.Join(n.RunRoot, "containerd.sock")
 	if err := os.MkdirAll(filepath.Join(dir, "certs.d", registry), 0o755); err != nil {
 		return nil, err
 	}
 	hosts := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n", registry)
-	config := fmt.Sprintf(containerdConfig, dir, n.RunRoot, socket, n.CNIDir(), registry)
+	config := fmt.Sprintf(containerdConfig, dir, n.RunRoot, socket, n.CNIDir(), registry, plugins(n.Dir)) + more
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(dir, "certs.d", registry, "hosts.toml"), []byte(hosts), 0o600),
 		os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600),
@@ -249,6 +256,11 @@ func startContainerd(ctx context.Context, binary string, n *node.Node, registry 
 	}
 }
 
+// plugins are where CNI plugins are, as TOML has a list: first in a node's own directory.
+func plugins(dir string) string {
+	return fmt.Sprintf(`%q, "/usr/lib/cni", "/opt/cni/bin"`, dir)
+}
+
 const containerdConfig = `version = 3
 root = "%[1]s/root"
 state = "%[2]s/containerd"
@@ -261,6 +273,6 @@ state = "%[2]s/containerd"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
-  bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+  bin_dirs = [%[6]s]
   conf_dir = "%[4]s"
 `

@@ -1,5 +1,5 @@
 // Command bench measures CRI endpoints side by side: each call for one pod at a time, many pods at once, lists
-// and memory with many pods held. Rounds are interleaved, so that what slows the machine slows all of them. It
+// and memory with many pods held; or calls beside trouble and without; or how soon crid serves again. Rounds are interleaved, so that what slows the machine slows all of them. It
 // speaks the CRI only and knows nothing of what serves it.
 //
 // Without -endpoint it starts a crid of its own in an isolated place, and beside it a containerd when
@@ -19,6 +19,7 @@ import (
 	"github.com/crid/crid/test/images"
 	"github.com/crid/crid/test/isolate"
 	"github.com/crid/crid/test/node"
+	"github.com/crid/crid/test/stuck"
 )
 
 type flags struct {
@@ -31,6 +32,8 @@ type flags struct {
 	many       int
 	atOnce     int
 	held       int
+	trouble    bool
+	restart    bool
 }
 
 // list is a flag that may be repeated.
@@ -40,6 +43,7 @@ func (l *list) String() string     { return strings.Join(*l, ",") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
 func main() {
+	stuck.Play()
 	var f flags
 	flag.Var(&f.endpoints, "endpoint", "name=/path/of/socket of a CRI server that runs already; may be repeated")
 	flag.Var(&f.match, "match", "name=word,word: its processes, for memory: those whose command line holds a word; may be repeated")
@@ -50,6 +54,8 @@ func main() {
 	flag.IntVar(&f.many, "many", 20, "pods to start at once")
 	flag.IntVar(&f.atOnce, "at-once", 10, "how many of them at a time")
 	flag.IntVar(&f.held, "held", 60, "pods held while lists and memory are measured")
+	flag.BoolVar(&f.trouble, "trouble", false, "measure beside trouble and without instead: a runtime, a plugin and a volume that hang")
+	flag.BoolVar(&f.restart, "restart", false, "measure instead how soon crid serves again with -held pods, -rounds times")
 	flag.Parse()
 	if len(f.endpoints) > 0 {
 		if err := f.given(); err != nil {
@@ -93,46 +99,69 @@ func (f flags) given() error {
 }
 
 // conflist is the network that crid and its peer share: the standard bridge and portmap, IPv4.
-func conflist() string {
-	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "bench", "plugins": [
-  {"type": "bridge", "bridge": "bench0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.87.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-  {"type": "portmap", "capabilities": {"portMappings": true}}]}`, filepath.Join(isolate.Scratch(), "leases"))
+func conflist(name, subnet string, more ...string) string {
+	plugins := append([]string{
+		fmt.Sprintf(`{"type": "bridge", "bridge": "%s0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}}`,
+			name, filepath.Join(isolate.Scratch(), name+"-leases"), subnet),
+		`{"type": "portmap", "capabilities": {"portMappings": true}}`,
+	}, more...)
+	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [%s]}`, name, strings.Join(plugins, ", "))
 }
 
 // own starts what is measured.
 func (f flags) own() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
-	bin := filepath.Dir(os.Args[0])
-	registry, err := node.Registry(ctx, filepath.Join(bin, "registry"), filepath.Join(isolate.Scratch(), "registry"))
+	registry, err := node.Registry(ctx, program("registry"), filepath.Join(isolate.Scratch(), "registry"))
 	if err != nil {
 		return err
 	}
-	if err := (images.Builder{Web: filepath.Join(bin, "web")}).Push(ctx, registry); err != nil {
+	if err := (images.Builder{Web: program("web")}).Push(ctx, registry); err != nil {
 		return err
 	}
 	f.image = registry + "/" + images.Busybox
-	log, err := os.Create(filepath.Join(isolate.Scratch(), "crid.log"))
+	if f.trouble {
+		return f.besides(ctx, registry)
+	}
+	n, err := f.start(ctx, node.Options{Name: "bench", Registry: registry, Conflist: conflist("bench", "10.87.0.0/16")})
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	n, err := node.Start(ctx, node.Options{Name: "bench", Binary: filepath.Join(bin, "crid"), Registry: registry, Runtime: f.runtime, Output: log, Quiet: true, Conflist: conflist()})
+	if f.restart {
+		return errors.Join(f.restarting(ctx, n), n.Stop())
+	}
+	all, err := f.dialBoth(ctx, "", n, registry, "")
 	if err != nil {
 		return err
-	}
-	ep, err := dial("crid", n.Socket, []string{"bin/crid", "conmon"})
-	if err != nil {
-		return err
-	}
-	all := []*endpoint{ep}
-	if f.containerd != "" {
-		peer, err := startContainerd(ctx, f.containerd, n, registry)
-		if err != nil {
-			return err
-		}
-		all = append(all, peer)
 	}
 	return errors.Join(f.measure(ctx, all), n.Stop())
+}
+
+// program is one of those that are built beside this one.
+func program(name string) string { return filepath.Join(filepath.Dir(os.Args[0]), name) }
+
+// start starts a crid.
+func (f flags) start(ctx context.Context, o node.Options) (*node.Node, error) {
+	log, err := os.Create(filepath.Join(isolate.Scratch(), o.Name+".log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	o.Binary, o.Runtime, o.Output, o.Quiet = program("crid"), f.runtime, log, true
+	return node.Start(ctx, o)
+}
+
+// dialBoth are that of a crid and, where one is asked for, that of a containerd beside it, which is started.
+func (f flags) dialBoth(ctx context.Context, suffix string, n *node.Node, registry, more string) ([]*endpoint, error) {
+	ep, err := dial("crid"+suffix, n.Socket, []string{"bin/crid", "conmon"})
+	if err != nil || f.containerd == "" {
+		return []*endpoint{ep}, err
+	}
+	peer, err := startContainerd(ctx, f.containerd, n, registry, more)
+	if err != nil {
+		return nil, err
+	}
+	peer.name += suffix
+	return []*endpoint{ep, peer}, nil
 }

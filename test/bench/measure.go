@@ -17,10 +17,8 @@ import (
 
 // measure runs every part against every endpoint and prints one table.
 func (f flags) measure(ctx context.Context, all []*endpoint) error {
-	for _, e := range all {
-		if _, err := e.images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: f.image}}); err != nil {
-			return fmt.Errorf("%s: pull %s: %w", e.name, f.image, err)
-		}
+	if err := f.pull(ctx, all); err != nil {
+		return err
 	}
 	for _, part := range []func(context.Context, []*endpoint) error{f.oneAtATime, f.manyAtOnce, f.holding} {
 		if err := part(ctx, all); err != nil {
@@ -28,6 +26,16 @@ func (f flags) measure(ctx context.Context, all []*endpoint) error {
 		}
 	}
 	return report(all)
+}
+
+// pull gives every endpoint the image.
+func (f flags) pull(ctx context.Context, all []*endpoint) error {
+	for _, e := range all {
+		if _, err := e.images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: f.image}}); err != nil {
+			return fmt.Errorf("%s: pull %s: %w", e.name, f.image, err)
+		}
+	}
+	return nil
 }
 
 // oneAtATime interleaves the endpoints: round after round, each first in turn.

@@ -185,13 +185,9 @@ func (d *trouble) end() {
 // heal ends what hangs, as an operator would.
 func (d *trouble) heal() {
 	d.volume.Abort()
-	if err := d.runtime.Heal(); err != nil {
+	if err := errors.Join(d.runtime.Heal(), stuck.End()); err != nil {
 		d.t.Error(err)
 	}
-	killAll(d.t, func(args []string) bool {
-		name := filepath.Base(args[0])
-		return name == stuck.RuntimeName || name == stuck.PluginName
-	})
 }
 
 // endedProcesses lets the processes of containers end whose runtime hangs: that is told nevertheless.

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -144,4 +145,39 @@ func playPlugin() error {
 	}
 	_, err = os.Stdout.Write(given.PrevResult)
 	return err
+}
+
+// Playing are the processes that play what has this name.
+func Playing(name string) ([]int, error) {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		program, _, _ := strings.Cut(string(raw), "\x00")
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && filepath.Base(program) == name {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// End kills every process that plays something, as an operator would.
+func End() error {
+	var failed error
+	for _, name := range []string{RuntimeName, PluginName} {
+		pids, err := Playing(name)
+		failed = errors.Join(failed, err)
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
+				failed = errors.Join(failed, err)
+			}
+		}
+	}
+	return failed
 }
