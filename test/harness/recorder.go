@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/crid/crid/test/fuse"
 )
 
 // recorder is a disk that remembers, in their order, all writes and the flushes between them: a file of a filesystem that
@@ -38,23 +40,30 @@ func record(t *testing.T, path, content string) *recorder {
 	}
 	r := &recorder{file: file, size: info.Size()}
 	t.Cleanup(func() { _ = r.file.Close() }) // after the last request
-	MountFuse(t, path, syscall.S_IFREG, r.answer)
+	played, err := fuse.Mount(path, syscall.S_IFREG, r.answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		played.Abort()
+		played.Wait()
+	})
 	return r
 }
 
 func (r *recorder) answer(code uint32, request []byte) (body []byte, errno syscall.Errno, answered bool) {
 	const offsetAt, sizeAt, headSize = 8, 16, 40 // in fuse_read_in and fuse_write_in
 	switch code {
-	case FuseGetattr:
-		return FuseAttributes(syscall.S_IFREG|0o600, r.size), 0, true
-	case FuseOpen:
+	case fuse.Getattr:
+		return fuse.Attributes(syscall.S_IFREG|0o600, r.size), 0, true
+	case fuse.Open:
 		return make([]byte, 16), 0, true
-	case FuseRelease, FuseFlush: // of file descriptors; a disk does not see them
+	case fuse.Release, fuse.Flush: // of file descriptors; a disk does not see them
 		return nil, 0, true
-	case FuseFsync:
+	case fuse.Fsync:
 		r.add(diskWrite{})
 		return nil, 0, true
-	case FuseRead, FuseWrite:
+	case fuse.Read, fuse.Write:
 		if len(request) < headSize {
 			return nil, syscall.EINVAL, true
 		}
@@ -62,7 +71,7 @@ func (r *recorder) answer(code uint32, request []byte) (body []byte, errno sysca
 		return nil, syscall.ENOSYS, true
 	}
 	at, size := int64(binary.LittleEndian.Uint64(request[offsetAt:])), binary.LittleEndian.Uint32(request[sizeAt:])
-	if code == FuseRead {
+	if code == fuse.Read {
 		content := make([]byte, size)
 		n, _ := r.file.ReadAt(content, at) // less at the end
 		return content[:n], 0, true
