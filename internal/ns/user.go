@@ -101,8 +101,8 @@ func holderError(err error, scope string) error {
 		return fmt.Errorf("make a user namespace: this host does not let crid (a security module, RestrictNamespaces= of crid's unit or a "+
 			"chroot forbids it), or crid itself has not the host ids of userns_options: %w: %w", errdef.Unsupported, err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
-		return fmt.Errorf("make a user namespace: the kernel refuses it or the id mappings of userns_options (ranges that overlap; see also "+
-			"/proc/sys/user/max_user_namespaces): %w: %w", errdef.Invalid, err)
+		return fmt.Errorf("make a user namespace: the kernel refuses the id mappings of userns_options (are there ranges that overlap or are "+
+			"empty?): %w: %w", errdef.Invalid, err)
 	}
 	return makingError(err)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -204,11 +205,36 @@ func TestWhyAUserNamespaceIsRefused(t *testing.T) {
 		{unix.EPERM, "3\n", errdef.Unsupported, "kernel.yama.ptrace_scope is 3"},
 		{unix.EPERM, "1\n", errdef.Unsupported, "this host does not let crid"},
 		{unix.EPERM, "", errdef.Unsupported, "host ids of userns_options"},
-		{unix.EINVAL, "3\n", errdef.Invalid, "userns_options"},
+		{unix.EINVAL, "3\n", errdef.Invalid, "the kernel refuses the id mappings of userns_options"},
 		{unix.ENOSPC, "0\n", errdef.Exhausted, "max_*_namespaces"},
 	} {
 		if err := holderError(&os.PathError{Op: "fork/exec", Err: c.err}, c.scope); !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%v with ptrace_scope %q: %v", c.err, c.scope, err)
 		}
+	}
+}
+
+// limited, in the environment, makes the test program one that may make no user namespace.
+const limited = "CRID_TEST_NO_USER_NAMESPACES"
+
+// The kernel says ENOSPC when there are as many user namespaces as there may be, never EINVAL.
+func TestNoMoreUserNamespaces(t *testing.T) {
+	needRoot(t)
+	if os.Getenv(limited) == "" { // the limit is one of the user namespace that it is set in
+		ids := []syscall.SysProcIDMap{{Size: 1 << 20}}
+		again := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestNoMoreUserNamespaces$")
+		again.Env = append(os.Environ(), limited+"=1")
+		again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true}
+		if out, err := again.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	err := withHolder(owned(), func(string) error { return nil })
+	if !errors.Is(err, errdef.Exhausted) || !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "max_*_namespaces") {
+		t.Error(err)
 	}
 }
