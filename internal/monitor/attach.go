@@ -324,12 +324,9 @@ func (p *Process) connect() (*link, error) {
 
 // readMode reads from the monitor's command line how it treats stdin.
 func (p *Process) readMode() (mode, error) {
-	if p.monitor == nil || p.monitor.ended() {
-		return mode{}, fmt.Errorf("the container is not running: %w", errdef.WrongState)
-	}
-	args, err := commandLine(p.monitor.pid)
+	args, err := p.arguments()
 	if err != nil {
-		return mode{}, fmt.Errorf("read command line of the monitor: %w", err)
+		return mode{}, err
 	}
 	return mode{
 		stdin:    slices.Contains(args, flagStdin),

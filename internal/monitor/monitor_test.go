@@ -3,10 +3,13 @@ package monitor
 import (
 	"context"
 	"errors"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 func TestExitsAreRecorded(t *testing.T) {
@@ -196,4 +199,35 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	if _, err := p.Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// The monitor's end may come between any two looks at it: when its command line is read, there may be none.
+func TestWhatIsAskedOfAMonitorThatIsGone(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone, err := openPid(cmd.Process.Pid, func(stat) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.close()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(when string, p *Process) {
+		if _, err := p.readMode(); !errors.Is(err, errdef.WrongState) {
+			t.Errorf("stdin of one that %s: %v", when, err)
+		}
+		if _, err := p.logPath(); !errors.Is(err, errdef.WrongState) {
+			t.Errorf("log of one that %s: %v", when, err)
+		}
+	}
+	if err := gone.wait(); err != nil {
+		t.Fatal(err)
+	}
+	ask("is a zombie", &Process{monitor: gone})
+	_ = cmd.Wait() // it was killed
+	ask("is reaped", &Process{monitor: gone})
+	ask("was gone before", &Process{})
 }

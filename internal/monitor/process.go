@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
 )
 
@@ -205,6 +206,23 @@ func (p *Process) Signal(sig syscall.Signal) error {
 
 // Alive tells whether the main process lives.
 func (p *Process) Alive() bool { return p.container != nil && !p.container.ended() }
+
+// arguments returns the monitor's command line: WrongState when it has ended, be it while it was read.
+func (p *Process) arguments() ([]string, error) {
+	if p.monitor == nil {
+		return nil, errNotRunning
+	}
+	args, err := commandLine(p.monitor.pid)
+	if p.monitor.ended() {
+		return nil, errNotRunning // what was read is nobody's, or another's
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read command line of the monitor: %w", err)
+	}
+	return args, nil
+}
+
+var errNotRunning = fmt.Errorf("the container is not running: %w", errdef.WrongState)
 
 // release closes the pidfds, which ends the goroutines. Repeatable.
 func (p *Process) release() error {

@@ -190,12 +190,9 @@ func isNew(path string, old fs.FileInfo) bool {
 
 // logPath returns where the monitor logs to, as its command line says.
 func (p *Process) logPath() (string, error) {
-	if p.monitor == nil || p.monitor.ended() {
-		return "", fmt.Errorf("the container is not running: %w", errdef.WrongState)
-	}
-	args, err := commandLine(p.monitor.pid)
+	args, err := p.arguments()
 	if err != nil {
-		return "", fmt.Errorf("read command line of the monitor: %w", err)
+		return "", err
 	}
 	for _, arg := range args {
 		if path, found := strings.CutPrefix(arg, "--log-path="+logDriver); found {
