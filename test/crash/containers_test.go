@@ -32,7 +32,8 @@ var containerScenarios = []scenario{
 		pod := c.RunPod()
 		return pod, pod.ContainerConfig("sleep 1000")
 	})},
-	{name: "RemoveContainer", set: removeContainer},
+	{name: "RemoveContainer", set: removeContainer()},
+	{name: "RemoveContainer of namespaces", set: removeContainer(withUsers, sharedPIDs)},
 }
 
 // byRunc makes runc the runtime; elsewhere it is crun, where that is installed.
@@ -107,24 +108,26 @@ func create(prepare func(*testing.T, *harness.Crid) (*harness.Pod, *runtime.Cont
 }
 
 // removeContainer removes a container that runs with an image as a volume.
-func removeContainer(t *testing.T, c *harness.Crid) act {
-	volume := c.Pull(images.Files)
-	pod := c.RunPod()
-	ctr := pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
-		cfg.Mounts = []*runtime.Mount{{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: volume}}}
-	})
-	return act{
-		call: func() error { return c.Runtime.RemoveContainer(c.Context(), ctr.ID) },
-		between: func() {
-			works(t, pod)
-			consistent(t, c, ctr)
-		},
-		after: func() {
-			if _, err := c.Runtime.ContainerStatus(c.Context(), ctr.ID, false); status.Code(err) != codes.NotFound {
-				t.Errorf("status of the removed container: %v", err)
-			}
-			works(t, pod)
-		},
+func removeContainer(edits ...func(*runtime.PodSandboxConfig)) func(*testing.T, *harness.Crid) act {
+	return func(t *testing.T, c *harness.Crid) act {
+		volume := c.Pull(images.Files)
+		pod := c.RunPod(edits...)
+		ctr := pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
+			cfg.Mounts = []*runtime.Mount{{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: volume}}}
+		})
+		return act{
+			call: func() error { return c.Runtime.RemoveContainer(c.Context(), ctr.ID) },
+			between: func() {
+				works(t, pod)
+				consistent(t, c, ctr)
+			},
+			after: func() {
+				if _, err := c.Runtime.ContainerStatus(c.Context(), ctr.ID, false); status.Code(err) != codes.NotFound {
+					t.Errorf("status of the removed container: %v", err)
+				}
+				works(t, pod)
+			},
+		}
 	}
 }
 

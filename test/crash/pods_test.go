@@ -2,6 +2,7 @@ package crash
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +13,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/isolate"
+	"github.com/crid/crid/test/node"
 )
 
 var podScenarios = []scenario{
@@ -19,6 +22,7 @@ var podScenarios = []scenario{
 	{name: "RunPodSandbox of a user namespace", set: runPod(nil, withUsers)},
 	{name: "RunPodSandbox on the host's network", set: runPod(nil, onHost)},
 	{name: "StopPodSandbox", set: stopPod},
+	{name: "StopPodSandbox with a network that fails", options: failingDel(), set: stopPodAttached},
 	{name: "RemovePodSandbox", set: removePod},
 }
 
@@ -26,6 +30,11 @@ var podScenarios = []scenario{
 func withUsers(cfg *runtime.PodSandboxConfig) {
 	ids := []*runtime.IDMapping{{HostId: 1 << 20, Length: 65536}}
 	cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtime.UserNamespace{Uids: ids, Gids: ids}
+}
+
+// withPort gives a pod a port of the host's.
+func withPort(cfg *runtime.PodSandboxConfig) {
+	cfg.PortMappings = []*runtime.PortMapping{{HostPort: 8088, ContainerPort: 80}}
 }
 
 func onHost(cfg *runtime.PodSandboxConfig) {
@@ -106,9 +115,9 @@ func works(t *testing.T, pod *harness.Pod) {
 	}
 }
 
-// stopPod stops a pod with a container that runs and one that does not yet.
+// stopPod stops a pod of namespaces and a port, with a container that runs and one that does not yet.
 func stopPod(t *testing.T, c *harness.Crid) act {
-	pod := c.RunPod()
+	pod := c.RunPod(withUsers, sharedPIDs, withPort)
 	running, created := pod.Run("sleep 1000"), pod.Create("sleep 1000")
 	return act{
 		call: func() error { return c.Runtime.StopPodSandbox(c.Context(), pod.ID) },
@@ -124,24 +133,72 @@ func stopPod(t *testing.T, c *harness.Crid) act {
 			created.Wait()
 		},
 		after: func() {
-			if s := pod.Status(); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
-				t.Errorf("the pod is %v", s.State)
-			}
+			stopped(t, pod)
 			for _, ctr := range []*harness.Container{running, created} {
 				if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_EXITED {
 					t.Errorf("a container of the stopped pod is %v", s.State)
 				}
 			}
-			if _, err := os.Stat("/run/netns/crid-" + pod.ID); !os.IsNotExist(err) {
-				t.Errorf("the network namespace of the stopped pod: %v", err)
-			}
 		},
 	}
 }
 
-// removePod removes a pod with a container that runs and one that has ended.
-func removePod(t *testing.T, c *harness.Crid) act {
+// stopped looks whether a pod has nothing any more that it shared.
+func stopped(t *testing.T, pod *harness.Pod) {
+	t.Helper()
+	if s := pod.Status(); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("the pod is %v", s.State)
+	}
+	if _, err := os.Stat("/run/netns/crid-" + pod.ID); !os.IsNotExist(err) {
+		t.Errorf("the network namespace of the stopped pod: %v", err)
+	}
+}
+
+// refusing, when it is there, makes a plugin of failingDel fail at DEL.
+func refusing() string { return filepath.Join(isolate.Scratch(), "failing-plugins", "refuse") }
+
+// failingDel puts a script before a plugin of the node's network.
+func failingDel() []harness.Option {
+	dir := filepath.Dir(refusing())
+	write := func(*node.Options) {
+		script := fmt.Sprintf(`#!/bin/sh
+if [ "$CNI_COMMAND" = DEL ] && [ -e %s ]; then
+	echo '{"cniVersion": "1.0.0", "code": 11, "msg": "told to fail"}'
+	exit 1
+fi
+PATH=/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni exec bandwidth
+`, refusing())
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "bandwidth"), []byte(script), 0o755)); err != nil {
+			panic(err)
+		}
+	}
+	return []harness.Option{write, harness.Config(fmt.Sprintf("[network]\nbin_dirs = [%q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", dir))}
+}
+
+// stopPodAttached stops a plain pod whose network cannot be detached until the next crid.
+func stopPodAttached(t *testing.T, c *harness.Crid) act {
 	pod := c.RunPod()
+	ctr := pod.Run("sleep 1000")
+	if err := os.WriteFile(refusing(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return act{
+		call:    func() error { return c.Runtime.StopPodSandbox(c.Context(), pod.ID) },
+		between: func() { consistent(t, c, ctr) },
+		after: func() {
+			stopped(t, pod)
+			if err := os.Remove(refusing()); err != nil {
+				t.Fatal(err)
+			}
+			pod.Remove() // which is no reason to forget the network
+			c.Crash()    // the next crid need not wait to try again
+		},
+	}
+}
+
+// removePod removes a pod of namespaces and a port, with a container that runs and one that has ended.
+func removePod(t *testing.T, c *harness.Crid) act {
+	pod := c.RunPod(withUsers, sharedPIDs, withPort)
 	pod.Run("true").Wait()
 	running := pod.Run("sleep 1000")
 	return act{
