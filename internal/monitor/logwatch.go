@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logRhythm is how often logs are looked at: one stat for each, 60 of them take a fifth of a millisecond.
+// logRhythm is how often logs are looked at: one stat for each, 60 of them take a fifth of a millisecond, and one look for
+// a reopening that was interrupted.
 const logRhythm = 2 * time.Second
 
 // fullBelow is the free space in bytes below which a filesystem may refuse a write: ext4 keeps up to 16 MiB to itself.
@@ -81,6 +82,7 @@ func (w *logWatch) round() {
 	now := make(map[*Process]look, len(procs))
 	var stopped []StoppedLog
 	for _, p := range procs {
+		w.settle(p)
 		l, known := w.looks[p]
 		if !known {
 			l = w.first(p)
@@ -123,6 +125,32 @@ func (w *logWatch) first(p *Process) look {
 		l.inode, l.size, l.mtime = st.Ino, st.Size, time.Unix(st.Mtim.Unix())
 	}
 	return l
+}
+
+// settle ends a reopening whose client has had its time.
+func (w *logWatch) settle(p *Process) {
+	path := w.launcher.interrupted(p.id)
+	if path == "" {
+		return
+	}
+	select {
+	case p.reopening <- struct{}{}:
+		defer func() { <-p.reopening }()
+	default:
+		return // it goes on
+	}
+	note, err := os.Lstat(w.launcher.path(p.id, reopeningFile))
+	if err != nil || time.Since(note.ModTime()) < answerTime {
+		return
+	}
+	rotated, err := p.reconcile(path)
+	switch {
+	case err != nil:
+		w.log.Warn("a container's log has two names, since its reopening was interrupted", "container", p.id, "path", path,
+			"other", spareName(path), "err", err)
+	case rotated != "":
+		w.log.Warn("a container's log goes on in a new file, since its reopening was interrupted", "container", p.id, "path", path, "older", rotated)
+	}
 }
 
 // look compares a log with what it was.

@@ -245,6 +245,10 @@ func (l *Launcher) Remove(ctx context.Context, id string) error {
 		return fmt.Errorf("end monitor of container %s: %w", id, err)
 	}
 	failpoint.Hit("monitor/remove/killed")
+	if path := l.interrupted(id); path != "" {
+		// What cannot be put in order is not worth a container that cannot be removed: whoever removes its log has no use for it.
+		_, _ = (&Process{id: id, launcher: l}).reconcile(path)
+	}
 	if err := l.forget(id); err != nil { // after which the exit record may go
 		return fmt.Errorf("let go of container %s: %w", id, err)
 	}

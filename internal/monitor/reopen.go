@@ -30,9 +30,8 @@ const reopenWait = 10 * time.Second
 
 // ReopenLog makes the monitor write to a new file at the log path, from which the old one has been moved away,
 // and returns once it exists: Unavailable when the monitor has not made it within ten seconds. A log that was not moved
-// away stays: conmon would throw away what is in it. So it may be repeated, also after a restart of crid. After an error
-// the log is as it was, but that an empty file may be there of a monitor that has not answered. On a disk without space
-// for a new file the monitor is not told.
+// away stays: conmon would throw away what is in it. So it may be repeated, also after a restart of crid. On an error, and
+// within answerTime when the client does not hear of a success, the old log may be moved back: no line is lost by that.
 func (p *Process) ReopenLog(ctx context.Context) error {
 	wait := p.launcher.reopenWait
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("the monitor, process %d, has not done it in %v; is it stopped, or the disk slow? %w",
@@ -67,72 +66,54 @@ func (p *Process) reopen(ctx context.Context) (err error) {
 	if err := watcher.Add(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("watch log directory: %w", err)
 	}
+	if _, err := p.reconcile(path); err != nil {
+		return err
+	}
 	done := func() bool { return p.writesTo(path) } // perhaps by a command that is still under way
 	if done() {
 		return nil
 	}
-	made, err := takePlaces(path)
-	if err != nil {
+	if err := p.begin(path); err != nil {
 		return err
 	}
-	failpoint.Hit("monitor/reopen/places-taken")
+	if pending, err := p.renew(ctx, path, watcher); err != nil {
+		if !pending {
+			err = errors.Join(err, p.abandon(path))
+		}
+		return err
+	}
+	return nil
+}
+
+// renew makes the monitor write to the new log, and waits until it does. Where it fails, pending tells whether the monitor
+// may still do it.
+func (p *Process) renew(ctx context.Context, path string, watcher *fsnotify.Watcher) (pending bool, err error) {
 	old, closeOld, err := hold(path)
 	if err != nil {
-		return errors.Join(err, made.remove())
+		return false, err
 	}
 	defer func() { err = errors.Join(err, closeOld()) }()
-	if err := p.commandUnless(ctx, reopenCommand, done); err != nil {
-		return errors.Join(err, made.remove())
-	}
-	failpoint.Hit("monitor/reopen/told")
-	for !isNew(path, old) && !done() {
-		select {
-		case <-watcher.Events:
-		case <-watcher.Errors: // events were lost: look again
-		case <-p.monitorGone:
-			return fmt.Errorf("the monitor has ended: %w", errdef.WrongState)
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	done := func() bool { return p.writesTo(path) }
+	err = p.control(ctx, func(fifo *os.File) error {
+		if err := send(ctx, fifo, reopenCommand, done); err != nil {
+			return err
 		}
-	}
-	return places{path + tempSuffix}.remove() // conmon has renamed it, unless another version does otherwise
-}
-
-// tempSuffix is what conmon puts behind the path of a log until it is in use.
-const tempSuffix = ".tmp"
-
-// places are the files that were made for a monitor to reopen its log.
-type places []string
-
-// takePlaces makes what the monitor would make: conmon opens a new file, renames that, and ends when it cannot, with which
-// the container is lost. On a full disk it is this that fails.
-func takePlaces(path string) (places, error) {
-	var made places
-	for _, place := range []string{path + tempSuffix, path} {
-		f, err := os.OpenFile(place, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
-		switch {
-		case errors.Is(err, fs.ErrExist):
-			err = checkLog(place)
-		case err == nil:
-			made = append(made, place)
-			err = f.Close()
+		failpoint.Hit("monitor/reopen/told")
+		for !isNew(path, old) && !done() {
+			select {
+			case <-watcher.Events:
+			case <-watcher.Errors: // events were lost: look again
+			case <-p.monitorGone:
+				return fmt.Errorf("the monitor has ended: %w", errdef.WrongState)
+			case <-ctx.Done():
+				taken, err := p.takeBack()
+				pending = !taken
+				return errors.Join(context.Cause(ctx), err)
+			}
 		}
-		if err != nil {
-			return nil, errors.Join(err, made.remove())
-		}
-	}
-	return made, nil
-}
-
-// remove is for a monitor that has not been told to reopen its log.
-func (made places) remove() error {
-	var errs []error
-	for _, place := range made {
-		if err := os.Remove(place); !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
+		return nil
+	})
+	return pending, err
 }
 
 // checkLog refuses what conmon, which is root, would follow or wait for: a container that has the log's directory mounted
@@ -205,11 +186,13 @@ func (p *Process) logPath() (string, error) {
 // command writes a line to the monitor, which must be reading. It waits until the line before has been read: of
 // several that it reads at once conmon 2.1.6 obeys the first, several times.
 func (p *Process) command(ctx context.Context, line string) error {
-	return p.commandUnless(ctx, line, func() bool { return false })
+	return p.control(ctx, func(fifo *os.File) error {
+		return send(ctx, fifo, line, func() bool { return false })
+	})
 }
 
-// commandUnless is command, but for what proves to be done once the line before has been read.
-func (p *Process) commandUnless(ctx context.Context, line string, done func() bool) (err error) {
+// control calls work with the way to the monitor, which must be reading; one work at a time.
+func (p *Process) control(ctx context.Context, work func(fifo *os.File) error) error {
 	select {
 	case p.commanding <- struct{}{}:
 		defer func() { <-p.commanding }()
@@ -217,22 +200,41 @@ func (p *Process) commandUnless(ctx context.Context, line string, done func() bo
 		return context.Cause(ctx)
 	}
 	// Nonblocking: opening a FIFO that nobody reads fails at once.
-	control, err := os.OpenFile(p.launcher.path(p.id, controlFile), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	fifo, err := os.OpenFile(p.launcher.path(p.id, controlFile), os.O_WRONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, syscall.ENXIO) || errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("the monitor does not listen: %w", errdef.WrongState)
 	}
 	if err != nil {
 		return fmt.Errorf("reach the monitor: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = control.SetWriteDeadline(time.Now()) }) // a FIFO takes deadlines
-	defer func() {
-		stop()
-		err = errors.Join(err, control.Close())
-	}()
-	if err := writeAlone(control, line, done); !errors.Is(err, os.ErrDeadlineExceeded) {
+	return errors.Join(work(fifo), fifo.Close())
+}
+
+// send writes a line once the line before has been read, unless it is done by then.
+func send(ctx context.Context, fifo *os.File, line string, done func() bool) error {
+	stop := context.AfterFunc(ctx, func() { _ = fifo.SetWriteDeadline(time.Now()) }) // a FIFO takes deadlines
+	defer stop()
+	if err := writeAlone(fifo, line, done); !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	return context.Cause(ctx)
+}
+
+// takeBack takes from the monitor what it has not read yet, and tells whether there was anything.
+func (p *Process) takeBack() (taken bool, err error) {
+	fifo, err := os.OpenFile(p.launcher.path(p.id, controlFile), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("take a command back: %w", err)
+	}
+	conn, err := fifo.SyscallConn()
+	var n int
+	if err == nil {
+		err = conn.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), make([]byte, os.Getpagesize())) }) // fails when it is empty
+	}
+	return n > 0, errors.Join(err, fifo.Close())
 }
 
 // writeAlone writes a line to a FIFO once that is empty, unless it is done by then.

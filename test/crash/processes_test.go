@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -23,9 +24,11 @@ var processScenarios = []scenario{
 	{name: "StartContainer", set: start},
 	{name: "StartContainer by runc", options: byRunc, set: start},
 	{name: "StopContainer", set: stop("sleep 1000", 0)},
+	{name: "StopContainer of namespaces", set: stop("sleep 1000", 0, withUsers, sharedPIDs)},
 	{name: "StopContainer within its grace", set: stop("trap 'exit 3' TERM; touch /tmp/up; while :; do sleep 0.05; done", 30)},
 	{name: "UpdateContainerResources", set: update},
 	{name: "ReopenContainerLog", set: reopen},
+	{name: "ReopenContainerLog after one that was interrupted", set: reopenInterrupted},
 	{name: "ExecSync", set: execSync},
 	{name: "Exec at a terminal", set: execTerminal},
 }
@@ -49,9 +52,9 @@ func start(t *testing.T, c *harness.Crid) act {
 	}
 }
 
-func stop(shell string, grace int64) func(*testing.T, *harness.Crid) act {
+func stop(shell string, grace int64, edits ...func(*runtime.PodSandboxConfig)) func(*testing.T, *harness.Crid) act {
 	return func(t *testing.T, c *harness.Crid) act {
-		ctr := c.RunPod().Run(shell)
+		ctr := c.RunPod(edits...).Run(shell)
 		if grace > 0 {
 			ctr.Exec("while ! [ -e /tmp/up ]; do sleep 0.02; done")
 		}
@@ -120,23 +123,86 @@ func limit(t *testing.T, c *harness.Crid, ctr *harness.Container, file string) i
 	return value
 }
 
-// reopen rotates the log of a container that counts.
+// reopen rotates the log of a container that counts, as the kubelet does: it renames the old log back when it has not
+// heard that there is a new one.
 func reopen(t *testing.T, c *harness.Crid) act {
-	ctr := c.RunPod().Run("i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
-	log := ctr.Status().LogPath
-	eventually(t, "a first line", func() bool { return lines(t, log) > 0 })
-	if err := os.Rename(log, log+".1"); err != nil {
-		t.Fatal(err)
+	ctr, log := counting(t, c)
+	older := log + ".1"
+	rename := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return act{
-		call: func() error { return c.Runtime.ReopenContainerLog(c.Context(), ctr.ID) },
-		after: func() {
-			eventually(t, "a line in the new log", func() bool { return lines(t, log) > 0 })
-			ctr.Stop(0)
-			if got, want := lines(t, log+".1")+lines(t, log), last(t, log)+1; got != want {
-				t.Errorf("the logs have %d lines, %d were written", got, want)
+		call: func() error {
+			rename(log, older)
+			err := c.Runtime.ReopenContainerLog(c.Context(), ctr.ID)
+			if err != nil {
+				rename(older, log)
 			}
+			return err
 		},
+		between: func() { grows(t, log) },
+		after:   func() { whole(t, ctr, log) },
+	}
+}
+
+// reopenInterrupted finds a log as it is when the kubelet has not heard of its reopening: the monitor writes to a new one,
+// whose name the old one has taken again.
+func reopenInterrupted(t *testing.T, c *harness.Crid) act {
+	ctr, log := counting(t, c)
+	err := errors.Join(os.Rename(log, log+".1"), c.Runtime.ReopenContainerLog(c.Context(), ctr.ID), os.Rename(log+".1", log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	grows(t, log)
+	return act{
+		call:  func() error { return c.Runtime.ReopenContainerLog(c.Context(), ctr.ID) },
+		after: func() { whole(t, ctr, log) },
+	}
+}
+
+// counting runs a container whose log has the numbers from 0 on.
+func counting(t *testing.T, c *harness.Crid) (ctr *harness.Container, log string) {
+	t.Helper()
+	ctr = c.RunPod().Run("i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
+	log = ctr.Status().LogPath
+	grows(t, log)
+	return ctr, log
+}
+
+// grows waits for a line more in a log, or in the one that will have its name.
+func grows(t *testing.T, log string) {
+	t.Helper()
+	spare := filepath.Join(filepath.Dir(log), "."+filepath.Base(log)+".reopening")
+	all := func() int { return lines(t, log) + lines(t, spare) }
+	before := all()
+	eventually(t, "a line more in "+log, func() bool { return all() > before })
+}
+
+// whole ends a container that counts and looks whether all of its lines are in the files of its log, once each.
+func whole(t *testing.T, ctr *harness.Container, log string) {
+	t.Helper()
+	eventually(t, "a line in the new log", func() bool { return lines(t, log) > 0 })
+	ctr.Stop(0)
+	entries, err := os.ReadDir(filepath.Dir(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, seen := 0, map[uint64]bool{}
+	for _, e := range entries {
+		name := filepath.Join(filepath.Dir(log), e.Name())
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		if !seen[st.Ino] { // the new one has two names for a while
+			got += lines(t, name)
+		}
+		seen[st.Ino] = true
+	}
+	if want := last(t, log) + 1; got != want {
+		t.Errorf("the logs %v have %d lines, %d were written", entries, got, want)
 	}
 }
 
