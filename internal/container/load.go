@@ -24,6 +24,8 @@ const (
 	buryTimeout = time.Second
 	// observeTimeout bounds the runtime's `state`.
 	observeTimeout = 30 * time.Second
+	// observeAgain is how soon a runtime that failed at it is asked again; each time later, up to observeTimeout.
+	observeAgain = 200 * time.Millisecond
 )
 
 // Reasons that only a start of crid finds.
@@ -173,10 +175,8 @@ func (c *Container) observeStart() {
 	s := &starting{flight: newFlight(), ran: make(chan struct{}), cancel: cancel}
 	begun := c.m.crew.work(func(life context.Context) {
 		defer context.AfterFunc(life, func() { cancel(errClosing) })()
-		defer cancel(nil)
-		ctx, done := context.WithTimeout(ctx, observeTimeout)
-		defer done()
 		err := c.observe(ctx)
+		cancel(nil)
 		c.op.Lock()
 		c.busy.starting = nil
 		c.op.Unlock()
@@ -188,7 +188,30 @@ func (c *Container) observeStart() {
 	}
 }
 
+// observe asks the runtime whether the container was started. One that fails is asked again: who takes a container that
+// runs for one that does not would start it a second time, and end it when that fails.
 func (c *Container) observe(ctx context.Context) error {
+	ctx, done := c.m.crew.patient(ctx)
+	defer done()
+	for delay := observeAgain; ; delay *= 2 {
+		err := c.observeOnce(ctx)
+		if err == nil || errors.Is(err, errNotStarted) || errors.Is(err, errdef.NotFound) || delay > observeTimeout {
+			return err
+		}
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+			c.m.log.Warn("the runtime is asked again", "container", c.id, "err", err)
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%w; %w", err, context.Cause(ctx))
+		}
+	}
+}
+
+func (c *Container) observeOnce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
 	rt, err := c.runtime()
 	if err != nil {
 		return err

@@ -138,6 +138,65 @@ func TestAStartThatWasNotRecorded(t *testing.T) {
 	}
 }
 
+// A runtime that fails, or hangs, when it is asked whether a container was started is no reason to take it for one that was
+// not.
+func TestAStartThatTheRuntimeDoesNotTellOfAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		old := mustCreate(t, m, h.request("web"))
+		asked := 0
+		m, errs := restart(t, h, m, func() {
+			h.states[old.ID()] = specs.StateRunning
+			h.wrong = func(_ int, call string) verdict {
+				if call != "runtime state" {
+					return right
+				}
+				if asked++; asked > 3 {
+					return right
+				}
+				return failBefore
+			}
+		})
+		if len(errs) > 0 {
+			t.Error(errs)
+		}
+		c := loaded(t, m, old)
+		if err := c.Start(t.Context()); err != nil {
+			t.Errorf("start: %v", err)
+		}
+		wantState(t, c, Running)
+		if _, starts := h.seen(c.ID()); starts != 0 || asked != 4 {
+			t.Errorf("%d starts, %d questions", starts, asked)
+		}
+	})
+}
+
+// A process that ends meanwhile is not taken for one that runs, or may be started, until the runtime answers.
+func TestAnExitWhileTheRuntimeDoesNotTellOfTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, m := start(t)
+		old := mustCreate(t, m, h.request("web"))
+		m, _ = restart(t, h, m, func() {
+			h.states[old.ID()] = specs.StateRunning
+			h.wrong = func(_ int, call string) verdict {
+				if call == "runtime state" {
+					return failBefore
+				}
+				return right
+			}
+		})
+		c, began := loaded(t, m, old), time.Now()
+		h.mains[c.ID()].end(monitor.Exit{Code: 3, At: began})
+		<-c.exited
+		if s := c.Status(); s.State != Exited || s.ExitCode != 3 {
+			t.Errorf("%+v", s.Life)
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("told after %v", took)
+		}
+	})
+}
+
 func TestWhatCannotBeWatchedIsKilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, m := start(t)
