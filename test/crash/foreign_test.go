@@ -25,13 +25,13 @@ import (
 const stuck = "sleep 987654"
 
 // wrapper stands in for a program. The file order may tell it, once, what to do at a verb: to be killed before or after
-// the work, or to hang instead of it. Besides, conmon may be killed as soon as it has written its pid file (begun), or
+// the work, or to hang instead of it or after it. Besides, conmon may be killed as soon as it has written its pid file (begun), or
 // once the container is created (late): its work goes on behind the process that crid started.
 const wrapper = `#!/bin/sh
 verb=${CNI_COMMAND:-none}
 for arg in "$@"; do
 	case $arg in
-	create|start|delete|exec|update) [ "$verb" = none ] && verb=$arg ;;
+	create|start|delete|exec|update|state) [ "$verb" = none ] && verb=$arg ;;
 	--conmon-pidfile=*) verb=monitor monitor=${arg#*=} ;;
 	--container-pidfile=*) container=${arg#*=} ;;
 	esac
@@ -47,6 +47,7 @@ none) exec %[2]s "$@" ;;
 before) kill -9 $$ ;;
 hang) exec ` + stuck + ` ;;
 after) %[2]s "$@"; kill -9 $$ ;;
+linger) %[2]s "$@"; exec ` + stuck + ` ;;
 begun) %[2]s "$@"; kill -9 $(cat "$monitor") ;;
 late) %[2]s "$@"; (while ! [ -s "$container" ]; do sleep 0.01; done; kill -9 $(cat "$monitor")) >/dev/null 2>&1 & ;;
 esac
@@ -68,10 +69,11 @@ func startFaulty(t *testing.T) *faulty {
 	}
 	f := &faulty{t: t, dir: dir}
 	f.wrap("crun", "")
+	f.wrap("runc", "")
 	f.wrap("conmon", "")
 	f.wrap("bridge", "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni")
 	f.Crid = harness.Start(t, harness.Quiet(), harness.Runtime("crun"), harness.Config(fmt.Sprintf(
-		"conmon = \"%[1]s/conmon\"\n[runtimes.crun]\npath = \"%[1]s/crun\"\n[network]\nbin_dirs = [%[1]q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", dir)))
+		"conmon = \"%[1]s/conmon\"\n[runtimes.crun]\npath = \"%[1]s/crun\"\n[runtimes.runc]\npath = \"%[1]s/runc\"\n[network]\nbin_dirs = [%[1]q, \"/opt/cni/bin\", \"/usr/lib/cni\", \"/usr/libexec/cni\"]", dir)))
 	f.other = f.RunPod().Run("exec sleep 1000")
 	f.other.Exec("until grep -q ^sleep /proc/1/cmdline; do sleep 0.01; done") // by this name it is known from now on
 	return f
@@ -153,56 +155,47 @@ func (f *faulty) unstick() {
 
 // fault is a verb of a program that crid runs, and the call that makes it do so.
 type fault struct {
-	verb  string
-	modes []string
-	set   func(f *faulty) (call func(ctx context.Context) error)
-	fails bool // the call answers with an error when the program is killed
-	final bool // it cannot be repeated then: what it is about has ended
-	alone bool // the end of the client's patience ends the program too
+	verb    string
+	what    string // for whom, where that is not all
+	handler string // "" = crun
+	modes   []string
+	set     func(f *faulty, pod *harness.Pod) (call func(ctx context.Context) error)
+	fails   bool // the call answers with an error when the program is killed
+	final   bool // it cannot be repeated then: what it is about has ended
+	alone   bool // the end of the client's patience ends the program too
 }
 
 // The modes, besides those of the wrapper: crash kills crid while the program hangs.
 var allModes = []string{"before", "after", "hang", "crash"}
 
 var faults = []fault{
-	{verb: "ADD", modes: allModes, fails: true, set: func(f *faulty) func(context.Context) error {
+	{verb: "ADD", modes: allModes, fails: true, set: func(f *faulty, _ *harness.Pod) func(context.Context) error {
 		cfg := f.PodConfig()
 		return func(ctx context.Context) error {
 			_, err := f.Runtime.RunPodSandbox(ctx, cfg, "")
 			return err
 		}
 	}},
-	{verb: "DEL", modes: allModes, set: func(f *faulty) func(context.Context) error {
-		pod := f.RunPod()
+	{verb: "DEL", modes: allModes, set: func(f *faulty, pod *harness.Pod) func(context.Context) error {
 		return func(ctx context.Context) error { return f.Runtime.StopPodSandbox(ctx, pod.ID) }
 	}},
 	{verb: "monitor", modes: []string{"before", "begun", "hang", "crash"}, fails: true, set: createCall},
 	{verb: "monitor", modes: []string{"late"}, set: createCall},
 	{verb: "create", modes: allModes, fails: true, set: createCall},
-	{verb: "start", modes: allModes, fails: true, final: true, set: func(f *faulty) func(context.Context) error {
-		ctr := f.RunPod().Create("sleep 1000")
-		return func(ctx context.Context) error { return f.Runtime.StartContainer(ctx, ctr.ID) }
-	}},
-	{verb: "delete", modes: allModes, set: func(f *faulty) func(context.Context) error {
-		ctr := f.RunPod().Run("sleep 1000")
-		return func(ctx context.Context) error { return f.Runtime.RemoveContainer(ctx, ctr.ID) }
-	}},
-	{verb: "exec", modes: allModes, fails: true, alone: true, set: func(f *faulty) func(context.Context) error {
-		ctr := f.RunPod().Run("sleep 1000")
-		return func(ctx context.Context) error {
-			_, _, err := f.Runtime.ExecSync(ctx, ctr.ID, []string{"true"}, 0)
-			return err
-		}
-	}},
-	{verb: "update", modes: allModes, fails: true, set: func(f *faulty) func(context.Context) error {
-		ctr := f.RunPod().Run("sleep 1000")
-		change := &runtime.ContainerResources{Linux: &runtime.LinuxContainerResources{CpuShares: 512}}
-		return func(ctx context.Context) error { return f.Runtime.UpdateContainerResources(ctx, ctr.ID, change) }
-	}},
+	{verb: "create", handler: "runc", modes: allModes, fails: true, set: createCall},
+	{verb: "start", modes: allModes, fails: true, final: true, set: startCall},
+	{verb: "start", handler: "runc", modes: []string{"after", "hang"}, fails: true, final: true, set: startCall},
+	{verb: "delete", modes: allModes, set: deleteCall},
+	{verb: "delete", handler: "runc", modes: allModes, set: deleteCall},
+	{verb: "exec", modes: allModes, fails: true, alone: true, set: execCall},
+	{verb: "exec", handler: "runc", modes: allModes, fails: true, alone: true, set: execCall},
+	{verb: "exec", what: "at a terminal", modes: allModes, fails: true, alone: true, set: terminalCall},
+	{verb: "exec", what: "at a terminal", handler: "runc", modes: []string{"after", "crash"}, fails: true, alone: true, set: terminalCall},
+	{verb: "update", modes: allModes, fails: true, set: updateCall},
+	{verb: "update", handler: "runc", modes: []string{"after", "hang"}, fails: true, set: updateCall},
 }
 
-func createCall(f *faulty) func(context.Context) error {
-	pod := f.RunPod()
+func createCall(f *faulty, pod *harness.Pod) func(context.Context) error {
 	cfg := pod.ContainerConfig("sleep 1000")
 	f.Pull(strings.TrimPrefix(cfg.Image.Image, harness.Ref("")))
 	return func(ctx context.Context) error {
@@ -211,13 +204,59 @@ func createCall(f *faulty) func(context.Context) error {
 	}
 }
 
+func startCall(f *faulty, pod *harness.Pod) func(context.Context) error {
+	ctr := pod.Create("sleep 1000")
+	return func(ctx context.Context) error { return f.Runtime.StartContainer(ctx, ctr.ID) }
+}
+
+func deleteCall(f *faulty, pod *harness.Pod) func(context.Context) error {
+	ctr := pod.Run("sleep 1000")
+	return func(ctx context.Context) error { return f.Runtime.RemoveContainer(ctx, ctr.ID) }
+}
+
+func execCall(f *faulty, pod *harness.Pod) func(context.Context) error {
+	ctr := pod.Run("sleep 1000")
+	return func(ctx context.Context) error {
+		_, _, err := f.Runtime.ExecSync(ctx, ctr.ID, []string{"true"}, 0)
+		return err
+	}
+}
+
+func terminalCall(f *faulty, pod *harness.Pod) func(context.Context) error {
+	ctr := pod.Run("sleep 1000")
+	return func(ctx context.Context) error {
+		screen, err := atTerminal(ctx, f.Crid, ctr.ID, "echo", "done")
+		if err == nil && screen != "done\r\n" {
+			err = fmt.Errorf("on the screen: %q", screen) // the client takes a connection that ends for a command that does
+		}
+		return err
+	}
+}
+
+func updateCall(f *faulty, pod *harness.Pod) func(context.Context) error {
+	ctr := pod.Run("sleep 1000")
+	change := &runtime.ContainerResources{Linux: &runtime.LinuxContainerResources{CpuShares: 512}}
+	return func(ctx context.Context) error { return f.Runtime.UpdateContainerResources(ctx, ctr.ID, change) }
+}
+
+// pod runs a pod by a handler.
+func (f *faulty) pod(handler string) *harness.Pod {
+	f.t.Helper()
+	cfg := f.PodConfig()
+	id, err := f.Runtime.RunPodSandbox(f.Context(), cfg, handler)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return f.Pod(id, cfg)
+}
+
 func TestForeignProgramsKilledOrHanging(t *testing.T) {
 	f := startFaulty(t)
 	for _, fault := range faults {
 		for _, mode := range fault.modes {
-			name := fault.verb + " " + mode
+			name := strings.Join([]string{fault.handler, fault.verb, fault.what, mode}, " ")
 			before := f.Mark()
-			call := fault.set(f)
+			call := fault.set(f, f.pod(fault.handler))
 			switch mode {
 			case "hang":
 				f.order(fault.verb, "hang")
@@ -230,15 +269,52 @@ func TestForeignProgramsKilledOrHanging(t *testing.T) {
 				f.killed(name, fault, call)
 			}
 			f.obeyed()
-			f.unharmed()
-			f.removeOthers()
-			for _, left := range f.LeftSince(before) {
-				t.Errorf("%s: left behind: %s", name, left)
-			}
-			if t.Failed() {
-				t.Fatalf("%s was the last", name)
-			}
+			f.leaves(name, before)
 		}
+	}
+}
+
+// leaves looks whether the other pod goes on and nothing is left behind by the others.
+func (f *faulty) leaves(name string, before harness.Mark) {
+	f.t.Helper()
+	f.unharmed()
+	f.removeOthers()
+	for _, left := range f.LeftSince(before) {
+		f.t.Errorf("%s: left behind: %s", name, left)
+	}
+	if f.t.Failed() {
+		f.t.Fatalf("%s was the last", name)
+	}
+}
+
+// A crid that finds a container of which it is unknown whether it was started asks the runtime, which may fail, too.
+func TestARuntimeKilledOrHangingWhenAskedWhetherAContainerRuns(t *testing.T) {
+	f := startFaulty(t)
+	for _, mode := range []string{"before", "hang"} {
+		before := f.Mark()
+		ctr := f.RunPod().Create("sleep 1000")
+		f.order("start", "linger")
+		answer := make(chan error, 1)
+		ctx := f.Context()
+		go func() { answer <- f.Runtime.StartContainer(ctx, ctr.ID) }() // ends with crid
+		eventually(t, "a start that hangs", func() bool { return isolate.Running(t, stuck) == 1 })
+		f.order("state", mode)
+		f.Crash()
+		if err := <-answer; err == nil {
+			t.Error("the call succeeded")
+		}
+		if mode == "hang" {
+			eventually(t, "a runtime that hangs", func() bool { return isolate.Running(t, stuck) == 1 })
+			f.unharmed()
+			f.unstick()
+		}
+		eventually(t, mode+": the container to be RUNNING", func() bool { return ctr.Status().State == runtime.ContainerState_CONTAINER_RUNNING })
+		if err := f.Runtime.StartContainer(f.Context(), ctr.ID); err != nil {
+			t.Errorf("%s: the call again: %v", mode, err)
+		}
+		ctr.Exec("true")
+		f.obeyed()
+		f.leaves("state "+mode, before)
 	}
 }
 

@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -254,22 +255,9 @@ func execTerminal(t *testing.T, c *harness.Crid) act {
 	ctr := c.RunPod().Run("sleep 1000")
 	return act{
 		call: func() error {
-			resp, err := c.Runtime.Exec(c.Context(), &runtime.ExecRequest{ContainerId: ctr.ID, Cmd: []string{"echo", "done"}, Tty: true, Stdout: true})
-			if err != nil {
-				return err
-			}
-			u, err := url.Parse(resp.Url)
-			if err != nil {
-				return err
-			}
-			e, err := remotecommand.NewSPDYExecutor(&rest.Config{}, "POST", u)
-			if err != nil {
-				return err
-			}
-			var screen strings.Builder
-			err = e.StreamWithContext(c.Context(), remotecommand.StreamOptions{Tty: true, Stdout: &screen})
-			if err == nil && screen.String() != "done\r\n" {
-				err = fmt.Errorf("on the screen: %q", screen.String())
+			screen, err := atTerminal(c.Context(), c, ctr.ID, "echo", "done")
+			if err == nil && screen != "done\r\n" {
+				err = fmt.Errorf("on the screen: %q", screen)
 			}
 			return err
 		},
@@ -281,6 +269,30 @@ func execTerminal(t *testing.T, c *harness.Crid) act {
 		},
 		after: func() { consistent(t, c, ctr) },
 	}
+}
+
+// atTerminal runs a command at a terminal of its own and returns what it showed.
+func atTerminal(ctx context.Context, c *harness.Crid, id string, cmd ...string) (string, error) {
+	resp, err := c.Runtime.Exec(ctx, &runtime.ExecRequest{ContainerId: id, Cmd: cmd, Tty: true, Stdout: true})
+	if err != nil {
+		return "", err
+	}
+	var screen strings.Builder
+	err = stream(ctx, resp.Url, remotecommand.StreamOptions{Tty: true, Stdout: &screen})
+	return screen.String(), err
+}
+
+// stream connects a client to what an RPC answered with.
+func stream(ctx context.Context, address string, o remotecommand.StreamOptions) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return err
+	}
+	e, err := remotecommand.NewSPDYExecutor(&rest.Config{}, "POST", u)
+	if err != nil {
+		return err
+	}
+	return e.StreamWithContext(ctx, o)
 }
 
 // eventually waits up to ten seconds until what holds.

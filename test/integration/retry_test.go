@@ -125,11 +125,22 @@ func TestARetryGetsTheRunningWorksResult(t *testing.T) {
 	ctr.Exec("true")
 }
 
-// A pull runs only while somebody waits for it.
+// A pull runs only while somebody waits for it; what many wait for runs once.
 func TestPullsAreShared(t *testing.T) {
 	s := startSlow(t)
 	call := func(ctx context.Context) (string, error) {
 		return s.Images.PullImage(ctx, &runtime.ImageSpec{Image: harness.Ref(images.Volume)}, nil, nil)
+	}
+	release := s.hold("storage/pull/resolved")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if id, err := call(ctx); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("the impatient client got %q, %v", id, err)
+	}
+	release()
+	<-time.After(500 * time.Millisecond) // in which it would be done, from a registry on this machine
+	if list, err := s.Images.ListImages(s.Context(), nil); err != nil || len(list) > 0 {
+		t.Errorf("images of a pull that nobody waits for: %v, %v", list, err)
 	}
 	id := s.impatient(s.hold("storage/pull/resolved"), call)
 	if list, err := s.Images.ListImages(s.Context(), nil); err != nil || len(list) != 1 || list[0].Id != id {
@@ -149,12 +160,15 @@ func TestRetriesOfRunPodSandbox(t *testing.T) {
 	if again, err := call(s.Context()); err != nil || again != first {
 		t.Errorf("while it is ready: %s, %v", again, err)
 	}
+	cfg.Annotations, cfg.Hostname = map[string]string{"note": "regenerated"}, "otherhost" // as the kubelet may
+	if again, err := call(s.Context()); err != nil || again != first {
+		t.Errorf("while it is ready, of another configuration: %s, %v", again, err)
+	}
 	if err := s.Runtime.StopPodSandbox(s.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := call(s.Context()); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("once it is stopped: %v", err)
-	}
+	_, err = call(s.Context())
+	refused(t, "once it is stopped", err, first, "RemovePodSandbox")
 	release := s.hold("sandbox/files/unmounted")
 	removed := make(chan error, 1)
 	ctx := s.Context()
@@ -169,29 +183,45 @@ func TestRetriesOfRunPodSandbox(t *testing.T) {
 	}
 }
 
+// refused looks whether a call was answered with AlreadyExists, and with what is in its way and how to get rid of that.
+func refused(t *testing.T, when string, err error, words ...string) {
+	t.Helper()
+	if status.Code(err) != codes.AlreadyExists {
+		t.Errorf("%s: %v", when, err)
+		return
+	}
+	for _, word := range append(words, "remove") {
+		if !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(word)) {
+			t.Errorf("%s: no %q in %v", when, word, err)
+		}
+	}
+}
+
 // What a repeated CreateContainer meets, with real parts.
 func TestRetriesOfCreateContainer(t *testing.T) {
 	s := startSlow(t)
 	s.Pull(images.User)
 	pod := s.RunPod()
-	ctr := pod.Run("sleep 1000")
+	ctr := pod.Create("sleep 1000")
 	cfg := ctr.Config
 	call := func(ctx context.Context) (string, error) {
 		return s.Runtime.CreateContainer(ctx, pod.ID, cfg, pod.Config)
 	}
 	if again, err := call(s.Context()); err != nil || again != ctr.ID {
+		t.Errorf("once it is created: %s, %v", again, err)
+	}
+	ctr.Start()
+	if again, err := call(s.Context()); err != nil || again != ctr.ID {
 		t.Errorf("while it runs: %s, %v", again, err)
 	}
-	other := pod.ContainerConfig("sleep 1000", func(cfg *runtime.ContainerConfig) {
-		cfg.Metadata, cfg.Image.Image = ctr.Config.Metadata, harness.Ref(images.User)
-	})
-	if _, err := pod.TryCreate(other); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("of another image: %v", err)
-	}
+	named := func(cfg *runtime.ContainerConfig) { cfg.Metadata = ctr.Config.Metadata }
+	_, err := pod.TryCreate(pod.ContainerConfig("sleep 1000", named, func(cfg *runtime.ContainerConfig) { cfg.Image.Image = harness.Ref(images.User) }))
+	refused(t, "of another image", err, ctr.ID, "image")
+	_, err = pod.TryCreate(pod.ContainerConfig("sleep 2000", named))
+	refused(t, "of another command", err, ctr.ID, "command")
 	ctr.Stop(0)
-	if _, err := call(s.Context()); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("once it has exited: %v", err)
-	}
+	_, err = call(s.Context())
+	refused(t, "once it has exited", err, ctr.ID)
 	release := s.hold("monitor/disarm/removed")
 	removed := make(chan error, 1)
 	ctx := s.Context()
