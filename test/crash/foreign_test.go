@@ -37,7 +37,7 @@ for arg in "$@"; do
 	esac
 done
 mode=none
-read -r wanted what < %[1]s/order 2>/dev/null
+[ -e %[1]s/order ] && read -r wanted what < %[1]s/order
 if [ "$wanted" = "$verb" ]; then
 	mode=$what
 	mv %[1]s/order %[1]s/obeyed
@@ -182,17 +182,17 @@ var faults = []fault{
 	{verb: "monitor", modes: []string{"before", "begun", "hang", "crash"}, fails: true, set: createCall},
 	{verb: "monitor", modes: []string{"late"}, set: createCall},
 	{verb: "create", modes: allModes, fails: true, set: createCall},
-	{verb: "create", handler: "runc", modes: allModes, fails: true, set: createCall},
+	{verb: "create", handler: "runc", modes: []string{"after", "crash"}, fails: true, set: createCall},
 	{verb: "start", modes: allModes, fails: true, final: true, set: startCall},
-	{verb: "start", handler: "runc", modes: []string{"after", "hang"}, fails: true, final: true, set: startCall},
+	{verb: "start", handler: "runc", modes: []string{"after"}, fails: true, final: true, set: startCall},
 	{verb: "delete", modes: allModes, set: deleteCall},
-	{verb: "delete", handler: "runc", modes: allModes, set: deleteCall},
+	{verb: "delete", handler: "runc", modes: []string{"after", "crash"}, set: deleteCall},
 	{verb: "exec", modes: allModes, fails: true, alone: true, set: execCall},
-	{verb: "exec", handler: "runc", modes: allModes, fails: true, alone: true, set: execCall},
+	{verb: "exec", handler: "runc", modes: []string{"after", "hang"}, fails: true, alone: true, set: execCall},
 	{verb: "exec", what: "at a terminal", modes: allModes, fails: true, alone: true, set: terminalCall},
 	{verb: "exec", what: "at a terminal", handler: "runc", modes: []string{"after", "crash"}, fails: true, alone: true, set: terminalCall},
 	{verb: "update", modes: allModes, fails: true, set: updateCall},
-	{verb: "update", handler: "runc", modes: []string{"after", "hang"}, fails: true, set: updateCall},
+	{verb: "update", handler: "runc", modes: []string{"after"}, fails: true, set: updateCall},
 }
 
 func createCall(f *faulty, pod *harness.Pod) func(context.Context) error {
@@ -226,8 +226,9 @@ func terminalCall(f *faulty, pod *harness.Pod) func(context.Context) error {
 	ctr := pod.Run("sleep 1000")
 	return func(ctx context.Context) error {
 		screen, err := atTerminal(ctx, f.Crid, ctr.ID, "echo", "done")
-		if err == nil && screen != "done\r\n" {
-			err = fmt.Errorf("on the screen: %q", screen) // the client takes a connection that ends for a command that does
+		// The client takes a connection that ends for a command that does. Runc may put a second carriage return.
+		if err == nil && strings.TrimSpace(screen) != "done" {
+			err = fmt.Errorf("on the screen: %q", screen)
 		}
 		return err
 	}
