@@ -6,15 +6,11 @@ import (
 	"fmt"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 )
 
 // Standing is one container for whoever compares what crid knows with the machine.
-type Standing struct {
-	ID     string
-	Record Record // zero when Broken
-	Busy   bool   // it is being made, changed or removed
-	Broken error  // why its record cannot be read; Unsupported when it is of another crid
-}
+type Standing = fact.Standing[Record]
 
 // Standings returns all containers, pauses, those being created, being removed and without a readable record too. A
 // container is among them before it has anything, and until it has nothing any more.

@@ -8,16 +8,12 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/ns"
 )
 
 // Standing is one pod for whoever compares what crid knows with the machine.
-type Standing struct {
-	ID     string
-	Record Record // zero when Broken
-	Busy   bool   // it is being made, changed or removed
-	Broken error  // why its record cannot be read; Unsupported when it is of another crid
-}
+type Standing = fact.Standing[Record]
 
 // Standings returns all pods, those being created, being removed and without a readable record too. A pod is among
 // them before it has anything, and until it has nothing any more.
