@@ -10,10 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -65,15 +63,6 @@ func (r *Runtime) Config() Config { return r.cfg }
 // Start runs the user's program in the created container id.
 func (r *Runtime) Start(ctx context.Context, id string) error {
 	_, err := r.run(ctx, call{verb: "start", args: []string{id}, limit: slowVerb})
-	return err
-}
-
-// Kill sends sig to the main process of container id.
-func (r *Runtime) Kill(ctx context.Context, id string, sig syscall.Signal) error {
-	_, err := r.run(ctx, call{verb: "kill", args: []string{id, strconv.Itoa(int(sig))}, limit: quickVerb})
-	if err != nil && r.absent(id) {
-		return fmt.Errorf("%w: %w", err, errdef.NotFound)
-	}
 	return err
 }
 

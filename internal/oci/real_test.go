@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -132,9 +131,6 @@ func TestAContainersLife(t *testing.T) {
 		if err := b.r.Delete(ctx, b.id, false); err == nil {
 			t.Error("a running container was deleted without force")
 		}
-		if err := b.r.Kill(ctx, b.id, syscall.SIGKILL); err != nil {
-			t.Error(err)
-		}
 		for range 2 { // repeatable
 			if err := b.r.Delete(ctx, b.id, true); err != nil {
 				t.Error(err)
@@ -176,9 +172,6 @@ func TestAnUnknownContainer(t *testing.T) {
 		}
 		if _, err := b.r.State(ctx, "nobody"); !errors.Is(err, errdef.NotFound) {
 			t.Errorf("state: %v", err)
-		}
-		if err := b.r.Kill(ctx, "nobody", syscall.SIGKILL); !errors.Is(err, errdef.NotFound) {
-			t.Errorf("kill: %v", err)
 		}
 		if err := b.r.Start(ctx, "nobody"); err == nil {
 			t.Error("started")
