@@ -127,6 +127,36 @@ func TestAReopeningThatTheMonitorDoesNotBegin(t *testing.T) {
 	complete(t, path)
 }
 
+// The last lines of a container that ends as its log is reopened are in the new one, which must not be renamed away.
+func TestAReopeningAtTheContainersEnd(t *testing.T) {
+	h := newHost(t, "crun", t.TempDir())
+	p, path := h.chatter("ending")
+	blind, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blind.Close()
+	written(t, path)
+	rename(t, path, path+".1")
+	if err := p.begin(path); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { // ends with the monitor
+		_, err := p.renew(t.Context(), path, blind)
+		ended <- err
+	}()
+	for !p.writesTo(path) {
+		<-time.After(time.Millisecond)
+	}
+	written(t, path)
+	h.end(p, path)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	complete(t, path, path+".1")
+}
+
 func TestAReopeningThatIsAskedForAgain(t *testing.T) {
 	h := newHost(t, "crun", t.TempDir())
 	p, path := h.chatter("again")

@@ -104,6 +104,9 @@ func (p *Process) renew(ctx context.Context, path string, watcher *fsnotify.Watc
 			case <-watcher.Events:
 			case <-watcher.Errors: // events were lost: look again
 			case <-p.monitorGone:
+				if isNew(path, old) {
+					return nil // its last lines are in it
+				}
 				return fmt.Errorf("the monitor has ended: %w", errdef.WrongState)
 			case <-ctx.Done():
 				taken, err := p.takeBack()
