@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/fsck"
 	"github.com/crid/crid/internal/network"
 	"github.com/crid/crid/internal/oci/spec"
@@ -252,6 +253,7 @@ func (r *rooms) mend(ctx context.Context, found []fsck.Finding) repairs {
 		if err := r.mendOne(ctx, f); err != nil {
 			done.failed = append(done.failed, fmt.Errorf("%s: %w", f.Name, err))
 		}
+		failpoint.Hit("crid/mend/mended")
 	}
 	for _, t := range r.pods.Tombstones() {
 		done.waiting[t.Request.ID] = true

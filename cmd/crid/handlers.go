@@ -17,6 +17,7 @@ import (
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/oci"
 )
 
@@ -83,6 +84,7 @@ func (p *programs) add(ctx context.Context, name string, rt *oci.Runtime, annota
 	if err := os.MkdirAll(rt.Config().Root, 0o700); err != nil {
 		return fmt.Errorf("handler %s: make its state directory: %w", name, err)
 	}
+	failpoint.Hit("crid/handlers/root-made")
 	if err := rt.Tidy(); err != nil {
 		p.warnings = append(p.warnings, err.Error())
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // role is what a process takes the lock for. Its word stands behind the pid in the lock file.
@@ -74,16 +75,19 @@ func lock(dir string, as role) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
+	failpoint.Hit("crid/lock/dir-made")
 	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
+	failpoint.Hit("crid/lock/made")
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = holder(file)
 	}
 	if err == nil {
 		err = sign(file, as)
+		failpoint.Hit("crid/lock/signed")
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), file.Close())

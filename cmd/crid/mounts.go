@@ -7,6 +7,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // makePrivate makes dir a mount of its own that propagates nothing, so that what is mounted below it stays out
@@ -15,6 +17,7 @@ func makePrivate(dir string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
+	failpoint.Hit("crid/private/made")
 	mounted, err := mountinfo.Mounted(dir)
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", dir, err)
@@ -23,10 +26,12 @@ func makePrivate(dir string) error {
 		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s to itself: %w", dir, err)
 		}
+		failpoint.Hit("crid/private/bound")
 	}
 	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mount %s private: %w", dir, err)
 	}
+	failpoint.Hit("crid/private/set")
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/fsck"
 	"github.com/crid/crid/internal/host"
 	"github.com/crid/crid/internal/monitor"
@@ -171,6 +172,7 @@ func (r *rooms) openContainers(context.Context) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
+		failpoint.Hit("crid/open/dir-made")
 	}
 	launcher := monitor.New(monitor.Config{
 		Path: r.programs.conmon, Dir: r.cfg.monitors(), ExitDir: r.cfg.exits(), Explain: oci.Explain,
@@ -297,6 +299,7 @@ func (r *rooms) claimCgroupParent() (own bool, err error) {
 	if err := os.WriteFile(note, []byte(r.cfg.CgroupParent), 0o600); err != nil {
 		return false, fmt.Errorf("write note: %w", err)
 	}
+	failpoint.Hit("crid/open/parent-noted")
 	return true, nil
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // listen opens a unix socket that never has more rights than mode, whatever the umask. A socket that a dead
@@ -21,6 +23,7 @@ func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, e
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the socket's directory: %w", err)
 	}
+	failpoint.Hit("crid/listen/dir-made")
 	if err := clearSocket(ctx, path); err != nil {
 		return nil, err
 	}
@@ -34,12 +37,14 @@ func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, e
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
+	failpoint.Hit("crid/listen/bound")
 	if err := os.Chmod(path, mode); err != nil {
 		return nil, errors.Join(fmt.Errorf("set the socket's mode: %w", err), l.Close())
 	}
 	if unixListener, ok := l.(*net.UnixListener); ok {
 		unixListener.SetUnlinkOnClose(false)
 	}
+	failpoint.Hit("crid/listen/opened")
 	return l, nil
 }
 
@@ -61,5 +66,6 @@ func clearSocket(ctx context.Context, path string) error {
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("remove the stale socket: %w", err)
 	}
+	failpoint.Hit("crid/listen/cleared")
 	return nil
 }

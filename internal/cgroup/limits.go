@@ -111,7 +111,6 @@ func (t *Tree) SetLimits(path string, limits Limits) error {
 			if err := t.setLimit(cleaned, file, limits[file]); err != nil {
 				failed, errs = append(failed, file), append(errs, err)
 			}
-			failpoint.Hit("cgroup/limits/set")
 		}
 		if len(failed) == 0 {
 			return nil
@@ -143,6 +142,7 @@ func (t *Tree) setLimit(path, file, value string) error {
 		if err := write(dir, file, line); err != nil {
 			return err
 		}
+		failpoint.Hit("cgroup/limits/set")
 	}
 	return nil
 }

@@ -35,7 +35,6 @@ func (t *Tree) Create(path string) error {
 		if err != nil {
 			return fmt.Errorf("create cgroup %s: %w", path, err)
 		}
-		failpoint.Hit("cgroup/create/made")
 	}
 	return nil
 }
@@ -50,7 +49,9 @@ func (h hierarchy) create(path string) error {
 				return err
 			}
 		}
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(dir, 0o755); err == nil {
+			failpoint.Hit("cgroup/create/made")
+		} else if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		if h.has("cpuset") && !h.unified {
@@ -79,6 +80,7 @@ func fillCpuset(parent, dir string) error {
 		if err := write(dir, file, string(bytes.TrimSpace(inherited))); err != nil {
 			return err
 		}
+		failpoint.Hit("cgroup/create/cpuset-filled")
 	}
 	return nil
 }

@@ -58,7 +58,6 @@ func (t *Tree) rmdirAll(path string) error {
 	var failed []error
 	for _, h := range t.hierarchies {
 		failed = append(failed, rmdirTree(filepath.Join(h.dir, path)))
-		failpoint.Hit("cgroup/remove/removed")
 	}
 	return errors.Join(failed...)
 }
@@ -97,6 +96,7 @@ func rmdir(dir string) error {
 	if err := unix.Rmdir(dir); err != nil && !gone(err) {
 		return fmt.Errorf("rmdir %s: %w", dir, err)
 	}
+	failpoint.Hit("cgroup/remove/removed")
 	return nil
 }
 

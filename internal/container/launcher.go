@@ -46,12 +46,14 @@ func installLauncher(name string, raw []byte, uid, gid int) error {
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("install launcher: %w", err)
 	}
+	failpoint.Hit("container/launcher/cleared")
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o500)
 	if err != nil {
 		return fmt.Errorf("install launcher: %w", err)
 	}
 	failpoint.Hit("container/launcher/made")
 	_, err = f.Write(raw)
+	failpoint.Hit("container/launcher/written")
 	if err = errors.Join(err, f.Chown(uid, gid), f.Close()); err != nil {
 		return fmt.Errorf("install launcher: %w", err)
 	}

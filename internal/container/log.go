@@ -25,6 +25,7 @@ func (c *Container) prepareLog() error {
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		return logFault(name, err)
 	}
+	failpoint.Hit("container/create/log-base-made")
 	at, err := os.OpenFile(base, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return logFault(name, err)

@@ -89,8 +89,11 @@ func (l *Launcher) prepare(s Spec) error {
 	if strings.Contains(s.LogPath, ":") {
 		return fmt.Errorf("log path %q: conmon cannot take a colon: %w", s.LogPath, errdef.Invalid)
 	}
-	if err := errors.Join(os.MkdirAll(l.cfg.Dir, 0o700), os.MkdirAll(l.cfg.ExitDir, 0o700)); err != nil {
-		return err
+	for _, dir := range []string{l.cfg.Dir, l.cfg.ExitDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		failpoint.Hit("monitor/start/parent-made")
 	}
 	err := os.Mkdir(l.path(s.ID, ""), 0o700)
 	if errors.Is(err, fs.ErrExist) {

@@ -90,7 +90,6 @@ func (c *CNI) Add(ctx context.Context, r Request) (Attachment, error) {
 	if err := c.up(r.NetNS); err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
 	}
-	failpoint.Hit("network/add/loopback-up")
 	res, err := c.lib.AddNetworkList(ctx, list, r.runtimeConf())
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, pluginFailure(err))

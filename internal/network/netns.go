@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // loopbackUp sets lo up inside the network namespace at path.
@@ -30,6 +31,7 @@ func loopbackUp(path string) error {
 	if err := h.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("set loopback up in %s: %w: %w", path, err, errdef.Unavailable)
 	}
+	failpoint.Hit("network/add/loopback-up")
 	return nil
 }
 

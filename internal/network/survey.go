@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // Memory is one file of libcni's memory of what was added.
@@ -72,7 +74,9 @@ func (c *CNI) Forget(path string) error {
 	if readMemory(path).Err == nil {
 		return nil
 	}
-	return ignoreAbsent(os.Remove(path))
+	err := ignoreAbsent(os.Remove(path))
+	failpoint.Hit("network/forget/removed")
+	return err
 }
 
 // Lease is an address that the plugin host-local has given away.
@@ -136,12 +140,14 @@ func (c *CNI) Release(ctx context.Context, l Lease) error {
 		return fmt.Errorf("release IP lease %s: %w", l.Path, err)
 	}
 	defer lock.Close()
+	failpoint.Hit("network/release/lock-made")
 	if err := flock(ctx, lock); err != nil {
 		return fmt.Errorf("release IP lease %s: a plugin holds %s: %w", l.Path, lock.Name(), err)
 	}
 	id, err := holder(l.Path)
 	if err == nil && id == l.ID {
 		err = os.Remove(l.Path)
+		failpoint.Hit("network/release/removed")
 	}
 	if err := ignoreAbsent(err); err != nil {
 		return fmt.Errorf("release IP lease %s: %w", l.Path, err)

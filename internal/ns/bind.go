@@ -32,6 +32,7 @@ func (p *Pinner) prepare(w Want) error {
 		if err := os.MkdirAll(filepath.Join(p.dir, sub), 0o700); err != nil {
 			return fmt.Errorf("make directory of namespaces: %w", err)
 		}
+		failpoint.Hit("ns/prepare/furnished")
 	}
 	return nil
 }
@@ -57,6 +58,7 @@ func (p *Pinner) mountOnItself(dir string, mode fs.FileMode, propagation uintptr
 	if err != nil {
 		return fmt.Errorf("set the propagation of mount %s: %w", dir, err)
 	}
+	failpoint.Hit("ns/prepare/propagated")
 	return nil
 }
 
@@ -104,12 +106,12 @@ func bind(namespace, path string) error {
 func unbind(path string) error {
 	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	for err == nil { // until the path is a mount no more
+		failpoint.Hit("ns/unbind/unmounted")
 		err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
-	failpoint.Hit("ns/unbind/unmounted")
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove pin: %w", err)
 	}

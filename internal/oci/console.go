@@ -70,6 +70,7 @@ func (r *Runtime) Tidy() error {
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), consolePrefix) {
 			err = errors.Join(err, os.Remove(filepath.Join(r.cfg.Root, e.Name())))
+			failpoint.Hit("oci/tidy/removed")
 		}
 	}
 	if err != nil {
@@ -101,6 +102,7 @@ func connectSocket(r *Runtime, _ Streams) (theirs ends, ours *stdio, err error) 
 	if err = errors.Join(err, os.Remove(path)); err != nil {
 		return ends{}, nil, errors.Join(fmt.Errorf("make console socket: %w", err), l.Close())
 	}
+	failpoint.Hit("oci/console/unnamed")
 	socket := &consoleSocket{listener: l, file: os.NewFile(uintptr(fd), "console socket")}
 	return ends{}, &stdio{socket: socket, over: make(chan struct{})}, nil
 }

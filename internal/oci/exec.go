@@ -158,6 +158,7 @@ func (x *execution) start(theirs ends, s Streams) error {
 		runtime.LockOSThread() // see withCrid
 		defer runtime.UnlockOSThread()
 		err := x.cmd.Start()
+		failpoint.Hit("oci/exec/started")
 		started <- err
 		if err == nil {
 			x.ended <- x.cmd.Wait()
@@ -166,7 +167,6 @@ func (x *execution) start(theirs ends, s Streams) error {
 	if err := errors.Join(<-started, theirs.close()); err != nil {
 		return err
 	}
-	failpoint.Hit("oci/exec/started")
 	x.stdio.run(s)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 //go:generate go run ../../cmd/pause .
@@ -41,6 +42,7 @@ func Install(dir string) error {
 	}
 	fresh := dir + ".new"
 	err := os.RemoveAll(fresh) // an interrupted Install left it
+	failpoint.Hit("pause/install/cleared")
 	if err == nil && !intact(dir) {
 		err = replace(dir, fresh)
 	}
@@ -73,12 +75,14 @@ func replace(dir, fresh string) error {
 	if err := os.MkdirAll(parent, 0o711); err != nil {
 		return err
 	}
+	failpoint.Hit("pause/install/parent-made")
 	if err := executable(parent); err != nil {
 		return err
 	}
 	if err := lay(fresh); err != nil {
 		return errors.Join(err, os.RemoveAll(fresh))
 	}
+	failpoint.Hit("pause/install/laid")
 	err := unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
@@ -86,7 +90,10 @@ func replace(dir, fresh string) error {
 	if err != nil {
 		err = fmt.Errorf("rename %s: %w", fresh, err)
 	}
-	return errors.Join(err, os.RemoveAll(fresh)) // what was there before, or what could not be put there
+	failpoint.Hit("pause/install/renamed")
+	err = errors.Join(err, os.RemoveAll(fresh)) // what was there before, or what could not be put there
+	failpoint.Hit("pause/install/old-removed")
+	return err
 }
 
 func lay(dir string) error {

@@ -120,8 +120,7 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 	if !want.Shm {
 		return nil
 	}
-	err = errors.Join(os.Mkdir(paths.Shm, 0o700), os.Chmod(paths.Shm, 0o777|os.ModeSticky), os.Chown(paths.Shm, want.UID, want.GID))
-	if err != nil {
+	if err := makeShm(paths.Shm, want); err != nil {
 		return fmt.Errorf("make pod's shm: %w", err)
 	}
 	failpoint.Hit("sandbox/files/shm-made")
@@ -129,6 +128,10 @@ func (f *HostFiles) Make(_ context.Context, id string, want FilesWant) error {
 }
 
 // mountFiles mounts a pod's tmpfs. Nobody of the host gets in but the pod's root, as which runtimes come.
+func makeShm(dir string, want FilesWant) error {
+	return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o777|os.ModeSticky), os.Chown(dir, want.UID, want.GID))
+}
+
 func mountFiles(dir string, want FilesWant) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make pod directory: %w", errdef.Disk(err))
@@ -223,8 +226,8 @@ func (f *HostFiles) Remove(_ context.Context, id string) error {
 		if err != nil {
 			return fmt.Errorf("unmount pod's files %s: %w", f.dir(id), err)
 		}
+		failpoint.Hit("sandbox/files/unmounted")
 	}
-	failpoint.Hit("sandbox/files/unmounted")
 	if err := os.RemoveAll(f.dir(id)); err != nil {
 		return fmt.Errorf("remove pod directory: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // ReserveName is a file of each Dir that is no record.
@@ -32,6 +34,7 @@ func (r *reserve) fill() error {
 	if err != nil {
 		return fmt.Errorf("reserve space for records: %w", err)
 	}
+	failpoint.Hit("state/reserve/made")
 	info, err := f.Stat()
 	if err == nil && info.Size() < reserveSize {
 		_, err = f.WriteAt(bytes.Repeat([]byte{' '}, int(reserveSize-info.Size())), info.Size())
@@ -39,6 +42,7 @@ func (r *reserve) fill() error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("reserve space for records: %w", err)
 	}
+	failpoint.Hit("state/reserve/filled")
 	return nil
 }
 
@@ -77,7 +81,9 @@ func (r *reserve) giveFor(err error, write func() error) error {
 }
 
 func (r *reserve) exchange(path string) error {
-	return os.NewSyscallError("exchange record", unix.Renameat2(unix.AT_FDCWD, r.path, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE))
+	err := unix.Renameat2(unix.AT_FDCWD, r.path, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	failpoint.Hit("state/reserve/exchanged")
+	return os.NewSyscallError("exchange record", err)
 }
 
 // overwrite writes content and blanks, which JSON allows at its end, over all that a file holds; its blocks must suffice.
@@ -99,5 +105,7 @@ func overwrite(path string, content []byte) error {
 	if _, err := f.WriteAt(append(bytes.Clone(content), bytes.Repeat([]byte{' '}, blanks)...), 0); err != nil {
 		return err
 	}
-	return f.Sync()
+	err = f.Sync()
+	failpoint.Hit("state/reserve/overwritten")
+	return err
 }

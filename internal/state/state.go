@@ -67,6 +67,7 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make record directory: %w", err)
 	}
+	failpoint.Hit("state/open/made")
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read record directory: %w", err)
@@ -76,6 +77,7 @@ func Open[T any](dir string, version int) (*Dir[T], error) {
 			if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
 				return nil, fmt.Errorf("remove unfinished record: %w", err)
 			}
+			failpoint.Hit("state/open/cleared")
 		}
 	}
 	d := &Dir[T]{dir: dir, version: version, form: idPattern, flush: newFlusher(dir), spare: newReserve(dir)}

@@ -238,6 +238,7 @@ func mappedTarget(p place, source *os.File, owner Owner) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	failpoint.Hit("storage/map/file-made")
 	return target, f.Close()
 }
 

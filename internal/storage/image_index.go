@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/fsnotify/fsnotify"
 	cstorage "go.podman.io/storage"
 )
@@ -217,6 +218,7 @@ func (s *Images) openWatch() (*fsnotify.Watcher, error) {
 	if err := os.MkdirAll(s.listDir(), 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch image store: %w", err), w.Close())
 	}
+	failpoint.Hit("storage/watch/made")
 	if err := w.Add(s.listDir()); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch image store: %w", err), w.Close())
 	}

@@ -55,6 +55,7 @@ func OpenImageMounts(r *Rootfs) (*ImageMounts, error) {
 	if err := os.Mkdir(m.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("open image mounts: %w", errdef.Disk(err))
 	}
+	failpoint.Hit("storage/image-mount/opened")
 	for _, dir := range m.empty {
 		if err := makeEmpty(dir); err != nil {
 			return nil, fmt.Errorf("open image mounts: %w", errdef.Disk(err))

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	cstorage "go.podman.io/storage"
 	"go.podman.io/storage/types"
 )
@@ -77,6 +78,7 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
+	failpoint.Hit("storage/open/made")
 	root, err := filepath.EvalSymlinks(root)
 	if err != nil {
 		return nil, fmt.Errorf("resolve image store: %w", err)

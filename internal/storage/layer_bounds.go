@@ -15,6 +15,7 @@ import (
 	"go.podman.io/storage/pkg/archive"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // What unpacking a layer may take of crid, besides the disk, which is the bound of its files. All that is below is many
@@ -68,8 +69,12 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 	if id != "" { // else the store chooses one
 		s.depth[id] = below + 1
 	}
+	put := func(diff io.Reader) (*cstorage.Layer, int64, error) {
+		defer failpoint.Hit("storage/pull/layer-put")
+		return s.Store.PutLayer(id, parent, names, label, writeable, o, diff)
+	}
 	if diff == nil {
-		return s.Store.PutLayer(id, parent, names, label, writeable, o, nil)
+		return put(nil)
 	}
 	plain, err := archive.DecompressStream(diff)
 	if err != nil {
@@ -82,7 +87,7 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 		return nil, -1, fmt.Errorf("the layer is compressed twice: %w", errdef.Invalid)
 	}
 	b := newBounds(head)
-	layer, size, err := s.Store.PutLayer(id, parent, names, label, writeable, o, b)
+	layer, size, err := put(b)
 	b.close()
 	if b.fault != nil { // which the store has passed through other programs
 		err = b.fault

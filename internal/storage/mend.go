@@ -16,6 +16,8 @@ import (
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // copyOrMend brings an image into the store that is not there, or not whole. For containers/image a layer is stored when
@@ -132,12 +134,15 @@ func (s *Images) mendLayer(ctx context.Context, src types.ImageSource, info type
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("storage/mend/layer-put")
 	if fresh.UncompressedDigest == l.UncompressedDigest {
 		err = s.replaceLayer(l.ID, fresh.ID)
 	} else {
 		err = fmt.Errorf("the registry's layer %s holds %s, not %s", info.Digest, fresh.UncompressedDigest, l.UncompressedDigest)
 	}
-	return errors.Join(err, s.store.DeleteLayer(fresh.ID))
+	err = errors.Join(err, s.store.DeleteLayer(fresh.ID))
+	failpoint.Hit("storage/mend/fresh-dropped")
+	return err
 }
 
 // replaceLayer moves what the layer fresh consists of to where the layer id should be. The files come last: they are
@@ -146,9 +151,12 @@ func (s *Images) replaceLayer(id, fresh string) error {
 	if err := os.Rename(s.recipePath(fresh), s.recipePath(id)); err != nil {
 		return err
 	}
+	failpoint.Hit("storage/mend/recipe-renamed")
 	dir, freshDir := filepath.Dir(s.layerDir(id)), filepath.Dir(s.layerDir(fresh))
 	if st, err := os.Lstat(filepath.Join(dir, "link")); err == nil && st.Size() > 0 {
-		return os.Rename(s.layerDir(fresh), s.layerDir(id))
+		err := os.Rename(s.layerDir(fresh), s.layerDir(id))
+		failpoint.Hit("storage/mend/files-renamed")
+		return err
 	}
 	if err := s.setAside(dir); err != nil {
 		return err
@@ -158,10 +166,17 @@ func (s *Images) replaceLayer(id, fresh string) error {
 		return err
 	}
 	link := filepath.Join(s.root, "overlay", "l", string(short))
-	if err := errors.Join(os.Remove(link), os.Symlink(filepath.Join("..", id, "diff"), link)); err != nil {
+	if err := os.Remove(link); err != nil {
 		return err
 	}
-	return os.Rename(freshDir, dir)
+	failpoint.Hit("storage/mend/unlinked")
+	if err := os.Symlink(filepath.Join("..", id, "diff"), link); err != nil {
+		return err
+	}
+	failpoint.Hit("storage/mend/linked")
+	err = os.Rename(freshDir, dir)
+	failpoint.Hit("storage/mend/dir-renamed")
+	return err
 }
 
 // within ends the reading when ctx ends.

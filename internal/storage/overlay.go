@@ -264,7 +264,10 @@ func makeEmpty(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return os.Chmod(dir, 0o755) // whatever the umask
+	failpoint.Hit("storage/empty/made")
+	err := os.Chmod(dir, 0o755) // whatever the umask
+	failpoint.Hit("storage/empty/opened")
+	return err
 }
 
 // makePrivate makes dir a mount of its own that propagates nothing.
@@ -277,10 +280,12 @@ func makePrivate(dir string) error {
 		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s to itself: %w", dir, err)
 		}
+		failpoint.Hit("storage/private/bound")
 	}
 	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mount %s private: %w", dir, err)
 	}
+	failpoint.Hit("storage/private/made")
 	return nil
 }
 
@@ -293,6 +298,7 @@ func unmount(target string) error {
 			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}
 		if err == nil {
+			failpoint.Hit("storage/unmount/unmounted")
 			continue // another may lie below
 		}
 		if errors.Is(err, unix.ENOENT) {
@@ -301,7 +307,6 @@ func unmount(target string) error {
 		if !errors.Is(err, unix.EINVAL) { // EINVAL: it is no mount point, or no longer
 			return fmt.Errorf("unmount %s: %w", target, err)
 		}
-		failpoint.Hit("storage/unmount/unmounted")
 		err = ignoreAbsent(os.Remove(target))
 		failpoint.Hit("storage/unmount/unlinked")
 		return err

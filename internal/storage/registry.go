@@ -10,6 +10,8 @@ import (
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // configDirs are where the host's files for images may be, the administrator's before the distribution's. No
@@ -47,9 +49,11 @@ func (s *Images) clearScratch() error {
 	if err := os.MkdirAll(s.scratchDir(), 0o700); err != nil {
 		return fmt.Errorf("make the place of unfinished pulls: %w", err)
 	}
+	failpoint.Hit("storage/scratch/made")
 	names, err := entryNames(s.scratchDir())
 	for _, name := range names {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(s.scratchDir(), name)))
+		failpoint.Hit("storage/scratch/cleared")
 	}
 	if err != nil {
 		return fmt.Errorf("clear the place of unfinished pulls: %w", err)

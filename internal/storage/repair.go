@@ -14,6 +14,8 @@ import (
 	"time"
 
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // repair is what keeps a damaged store at work. A damaged part is set aside, that is renamed: containers that stand
@@ -50,6 +52,7 @@ func (s *Images) openRepair() {
 	r.turn = make(chan struct{}, 1)
 	trashDir := filepath.Join(s.root, trashOfStore)
 	failed := os.MkdirAll(trashDir, 0o700)
+	failpoint.Hit("storage/repair/trash-made")
 	r.trash = openTrash(trashDir, &s.problems)
 	boots, err := os.ReadDir(s.asideDir())
 	failed = errors.Join(failed, ignoreAbsent(err))
@@ -68,6 +71,7 @@ func (s *Images) setAside(path string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("set %s aside: %w", path, err)
 	}
+	failpoint.Hit("storage/aside/dir-made")
 	place, err := filepath.Rel(s.root, path)
 	if err != nil {
 		return fmt.Errorf("set %s aside: %w", path, err)
@@ -76,6 +80,7 @@ func (s *Images) setAside(path string) error {
 	if err := ignoreAbsent(os.Rename(path, filepath.Join(dir, name))); err != nil {
 		return fmt.Errorf("set %s aside: %w", path, err)
 	}
+	failpoint.Hit("storage/aside/renamed")
 	s.reportAside()
 	return nil
 }

@@ -63,11 +63,13 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open root filesystems: %w", errdef.Disk(err))
 		}
+		failpoint.Hit("storage/rootfs/dir-made")
 	}
 	// The root of a user namespace is nobody here, and runtimes go through MountDir as it, to a door of its own.
 	if err := os.Chmod(cfg.MountDir, 0o711); err != nil {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
 	}
+	failpoint.Hit("storage/rootfs/opened-to-users")
 	if err := makeEmpty(filepath.Join(cfg.Dir, emptyName)); err != nil {
 		return nil, fmt.Errorf("open root filesystems: %w", errdef.Disk(err))
 	}
@@ -138,7 +140,9 @@ func (p place) open(owner Owner) error {
 		return err
 	}
 	failpoint.Hit("storage/door/made")
-	return os.Lchown(p.door, owner.UID, owner.GID)
+	err := os.Lchown(p.door, owner.UID, owner.GID)
+	failpoint.Hit("storage/door/given")
+	return err
 }
 
 // unmount unmounts the root filesystem, unmap what has mapped ids; the last of them takes away the door. Both may be
@@ -193,14 +197,14 @@ func (r *Rootfs) mountAt(p place, lower []string, owner Owner) error {
 	if err == nil {
 		err = r.build(p, lower, owner)
 	}
-	if err == nil {
-		return nil
+	if err != nil {
+		undo := errors.Join(ignoreAbsent(os.Remove(p.target)), p.shut())
+		if made {
+			undo = errors.Join(undo, os.RemoveAll(p.dir))
+		}
+		return errors.Join(errdef.Disk(err), undo)
 	}
-	undo := errors.Join(ignoreAbsent(os.Remove(p.target)), p.shut())
-	if made {
-		undo = errors.Join(undo, os.RemoveAll(p.dir))
-	}
-	return errors.Join(errdef.Disk(err), undo)
+	return nil
 }
 
 func (r *Rootfs) build(p place, lower []string, owner Owner) error {
@@ -209,6 +213,7 @@ func (r *Rootfs) build(p place, lower []string, owner Owner) error {
 	if err := os.RemoveAll(p.work); err != nil {
 		return err
 	}
+	failpoint.Hit("storage/rootfs/work-cleared")
 	if err := p.open(owner); err != nil {
 		return err
 	}

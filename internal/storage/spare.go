@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // spare is space that is given up on a full disk so that images can be removed from it: the store writes new files of
@@ -74,6 +75,7 @@ func (sp spare) path(i int) string { return filepath.Join(sp.dir, strconv.Itoa(i
 // keep makes the files that are not there, unless that would leave the disk full.
 func (sp spare) keep() error {
 	err := os.MkdirAll(sp.dir, 0o700)
+	failpoint.Hit("storage/spare/dir-made")
 	if err == nil && sp.isShort() {
 		err = unix.ENOSPC
 	}
@@ -84,6 +86,7 @@ func (sp spare) keep() error {
 		if err = os.WriteFile(sp.path(i), make([]byte, sp.size), 0o600); err != nil {
 			_ = os.Remove(sp.path(i)) // half a file helps nobody
 		}
+		failpoint.Hit("storage/spare/kept")
 	}
 	if err != nil {
 		return fmt.Errorf("keep space in %s for removing images from a full disk: %w", sp.dir, err)

@@ -160,7 +160,9 @@ func (t *trash) clear(ctx context.Context, dir string) error {
 			return err
 		}
 		if len(batch) == 0 {
-			return os.Remove(dir)
+			err := os.Remove(dir)
+			failpoint.Hit("storage/trash/cleared")
+			return err
 		}
 		for _, e := range batch {
 			if ctx.Err() != nil {

@@ -22,6 +22,8 @@ import (
 	tarsplit "github.com/vbatts/tar-split/tar/storage"
 	cstorage "go.podman.io/storage"
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // openMark is the content of a file that lies in the store while crid has it open: whoever finds it knows that the last
@@ -62,8 +64,10 @@ func (s *Images) writeMark(due bool) error {
 	}
 	temp := s.markPath() + ".tmp"
 	err = os.WriteFile(temp, raw, 0o600)
+	failpoint.Hit("storage/mark/written")
 	if err == nil {
 		err = os.Rename(temp, s.markPath())
+		failpoint.Hit("storage/mark/placed")
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("mark the image store as open: %w", err), ignoreAbsent(os.Remove(temp)))

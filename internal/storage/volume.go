@@ -65,6 +65,7 @@ func fillVolume(root, dest, dir string, owner Owner) error {
 	if err := os.RemoveAll(half); err != nil {
 		return err
 	}
+	failpoint.Hit("storage/volume/cleared")
 	err := copyUp(root, dest, half, owner)
 	failpoint.Hit("storage/volume/copied")
 	if err == nil {
