@@ -28,7 +28,7 @@ var containerScenarios = []scenario{
 		pod := c.RunPod(sharedPIDs)
 		return pod, pod.ContainerConfig("sleep 1000")
 	})},
-	{name: "CreateContainer by runc", options: byRunc, set: create(func(_ *testing.T, c *harness.Crid) (*harness.Pod, *runtime.ContainerConfig) {
+	{name: "CreateContainer by runc", options: byRunc, cases: of("container/", "monitor/", "oci/", "state/"), set: create(func(_ *testing.T, c *harness.Crid) (*harness.Pod, *runtime.ContainerConfig) {
 		pod := c.RunPod()
 		return pod, pod.ContainerConfig("sleep 1000")
 	})},
@@ -71,11 +71,16 @@ func ofEverything(t *testing.T, c *harness.Crid) func(*runtime.ContainerConfig) 
 // ofUsers lets a container of a user namespace have what is mounted with mapped ids.
 func ofUsers(t *testing.T, c *harness.Crid) func(*runtime.ContainerConfig) {
 	volume, dir := c.Pull(images.Files), t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	ids := []*runtime.IDMapping{{HostId: 1 << 20, Length: 65536}}
 	return func(cfg *runtime.ContainerConfig) {
 		cfg.Mounts = []*runtime.Mount{
 			{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: volume}},
 			{ContainerPath: "/host", HostPath: dir, UidMappings: ids, GidMappings: ids},
+			{ContainerPath: "/file", HostPath: file, UidMappings: ids, GidMappings: ids},
 		}
 	}
 }

@@ -17,6 +17,7 @@ var imageScenarios = []scenario{
 }
 
 func pull(t *testing.T, c *harness.Crid) act {
+	c.Pull(images.Busybox) // what it is built on is there in each case, as the one before may have left it
 	forget(t, c, images.Volume)
 	return act{
 		call: func() error {

@@ -19,14 +19,18 @@ const (
 	// quiet is how long no point is hit before a trace counts as complete.
 	quiet = 400 * time.Millisecond
 	// atOnce bounds the repetition of a call after a crash: nothing of before may hold it up.
-	atOnce = 10 * time.Second
+	atOnce = 3 * time.Second
+	// unasked is which of the cases without an answer are played without the repetition of the call: each third.
+	unasked = 3
 )
 
 // scenario is one call that changes something. set makes what the call is about, for each case anew.
 type scenario struct {
 	name    string
 	options []harness.Option
+	before  func(t *testing.T) // before crid is started for the first time; nil = nothing
 	set     func(t *testing.T, c *harness.Crid) act
+	cases   func(trace []string) []point // picks what is played; nil = occurrences
 }
 
 // act is one case: a call and what has to be true.
@@ -34,6 +38,7 @@ type act struct {
 	call    func() error
 	between func() // after the crash, whatever became of the call; nil = nothing
 	after   func() // once the call, or its repetition, has succeeded
+	insist  bool   // nobody but who repeats the call finishes it
 }
 
 // point is one occurrence of a fail point during a call.
@@ -51,11 +56,21 @@ type stage struct {
 	set     func(t *testing.T, c *harness.Crid) act
 	control string
 	at      point // the case being played
+	cut     int   // how many calls had no answer
+}
+
+// allScenarios are all that the matrix is made of.
+var allScenarios = slices.Concat(podScenarios, containerScenarios, processScenarios, imageScenarios, mendScenarios, startScenarios)
+
+// behind are the points that a case need not come to, and why: what they belong to is done behind the answer, and less
+// of it when there is less to do.
+var behind = map[string]string{
+	"cgroup/kill/struck": "a process that was asked to end may have ended before it is struck",
 }
 
 func TestCrashAnywhere(t *testing.T) {
 	hit, played := map[string]bool{}, 0
-	for _, s := range slices.Concat(podScenarios, containerScenarios, processScenarios, imageScenarios) {
+	for _, s := range allScenarios {
 		t.Run(s.name, func(t *testing.T) {
 			for _, name := range s.play(t) {
 				hit[name] = true
@@ -63,7 +78,7 @@ func TestCrashAnywhere(t *testing.T) {
 			played++
 		})
 	}
-	if played < len(podScenarios)+len(containerScenarios)+len(processScenarios)+len(imageScenarios) {
+	if played < len(allScenarios) {
 		return // some were left out on purpose, or failed
 	}
 	for _, name := range points(t) {
@@ -77,6 +92,9 @@ func TestCrashAnywhere(t *testing.T) {
 func (s scenario) play(t *testing.T) []string {
 	control := filepath.Join(t.TempDir(), "control")
 	program := harness.Program(harness.Binary("crid-failpoint"), failpoint.Control+"="+control)
+	if s.before != nil {
+		s.before(t)
+	}
 	g := &stage{t: t, set: s.set, control: control}
 	g.Crid = harness.Start(t, append(s.options, program, harness.Quiet())...)
 	defer func() {
@@ -86,7 +104,10 @@ func (s scenario) play(t *testing.T) []string {
 	}()
 	trace := g.trace()
 	began := time.Now()
-	cases := occurrences(trace)
+	if s.cases == nil {
+		s.cases = occurrences
+	}
+	cases := s.cases(trace)
 	var died []string
 	for _, g.at = range cases {
 		if g.crash() {
@@ -96,6 +117,9 @@ func (s scenario) play(t *testing.T) []string {
 			break
 		}
 	}
+	for _, found := range g.fsck() {
+		t.Errorf("crid fsck has found %s", found)
+	}
 	t.Logf("%d hits, %d cases, %d deaths in %v", len(trace), len(cases), len(died), time.Since(began).Round(time.Millisecond))
 	return died
 }
@@ -103,8 +127,8 @@ func (s scenario) play(t *testing.T) []string {
 // few is how many hits of a point are each a case.
 const few = 4
 
-// occurrences picks the cases of a trace: each hit of each point. Of a point that is hit more often, the first and the
-// last: what lies between repeats one step for another hierarchy or file.
+// occurrences picks the cases of a trace: each hit of each point. Of a point that is hit more often, the first, the last
+// and one in the middle: what lies between repeats one step for another hierarchy or file.
 func occurrences(trace []string) []point {
 	count := map[string]int{}
 	for _, name := range trace {
@@ -114,11 +138,20 @@ func occurrences(trace []string) []point {
 	var cases []point
 	for _, name := range trace {
 		seen[name]++
-		if n := seen[name]; count[name] <= few || n == 1 || n == count[name] {
+		if n := seen[name]; count[name] <= few || n == 1 || n == (count[name]+1)/2 || n == count[name] {
 			cases = append(cases, point{name, n})
 		}
 	}
 	return cases
+}
+
+// of picks the cases at points whose names begin in one of the ways: the others are played by another scenario.
+func of(prefixes ...string) func([]string) []point {
+	return func(trace []string) []point {
+		return slices.DeleteFunc(occurrences(trace), func(p point) bool {
+			return !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(p.name, prefix) })
+		})
+	}
 }
 
 // order tells crid what to do at its fail points; "" is nothing.
@@ -161,12 +194,12 @@ func (g *stage) trace() []string {
 	return strings.Fields(string(raw))
 }
 
-// crash plays one case and tells whether crid died. It may come to points behind its answer less often than it did when
-// they were counted: what it does there may be done for several at once, or for what was before.
+// crash plays one case and tells whether crid died.
 func (g *stage) crash() (died bool) {
 	g.t.Helper()
 	before := g.Mark()
 	a := g.set(g.t, g.Crid)
+	ready, listed := g.Mark(), g.listed()
 	g.order(fmt.Sprintf("kill %s %d", g.at.name, g.at.nth))
 	err := a.call()
 	select {
@@ -176,7 +209,9 @@ func (g *stage) crash() (died bool) {
 		if err != nil {
 			g.t.Errorf("crid lives, and the call answered %v", err)
 		}
-		g.t.Logf("crid did not come to %v", g.at)
+		if behind[g.at.name] == "" {
+			g.t.Errorf("crid did not come to %v", g.at)
+		}
 	}
 	g.order("")
 	g.Crash()
@@ -184,19 +219,89 @@ func (g *stage) crash() (died bool) {
 		a.between()
 	}
 	if err != nil {
-		began := time.Now()
-		if err := a.call(); err != nil {
-			g.t.Errorf("the call, repeated after the crash: %v", err)
-			return died
-		}
-		if took := time.Since(began); took > atOnce {
-			g.t.Errorf("the call, repeated after the crash, took %v", took)
-		}
+		g.cut++
 	}
-	a.after()
+	switch {
+	case err == nil:
+		a.after()
+	case g.cut%unasked == 0 && !a.insist:
+		g.abandoned(ready, listed)
+	case g.repeat(a.call):
+		a.after()
+	}
 	g.RemoveAll()
 	for _, left := range g.LeftSince(before) {
 		g.t.Errorf("left behind: %s", left)
 	}
 	return died
+}
+
+// repeat makes the call again and tells whether it succeeded.
+func (g *stage) repeat(call func() error) bool {
+	g.t.Helper()
+	began := time.Now()
+	if err := call(); err != nil {
+		g.t.Errorf("the call, repeated after the crash: %v", err)
+		return false
+	}
+	if took := time.Since(began); took > atOnce {
+		g.t.Errorf("the call, repeated after the crash, took %v", took)
+	}
+	return true
+}
+
+// abandoned looks at what has become of a call that had no answer and is not repeated: what it was to make is listed,
+// so that a client can remove it, or there is nothing of it.
+func (g *stage) abandoned(ready harness.Mark, before []string) {
+	g.t.Helper()
+	now := g.listed()
+	if slices.ContainsFunc(now, func(id string) bool { return !slices.Contains(before, id) }) {
+		return
+	}
+	for _, left := range g.LeftSince(ready) {
+		if !belongs(left, now) {
+			g.t.Errorf("of a call without an answer, nothing is listed, and there is %s", left)
+		}
+	}
+}
+
+// belongs tells whether a thing is of one of the pods and containers: it is named after it, or a process in its cgroup.
+func belongs(thing string, ids []string) bool {
+	var pid int
+	if n, _ := fmt.Sscanf(thing, "process %d", &pid); n == 1 {
+		groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // none when it is gone
+		thing = string(groups)
+	}
+	return slices.ContainsFunc(ids, func(id string) bool { return strings.Contains(thing, id) })
+}
+
+// listed are the ids of all pods and containers.
+func (g *stage) listed() []string {
+	g.t.Helper()
+	pods, err := g.Runtime.ListPodSandbox(g.Context(), nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	containers, err := g.Runtime.ListContainers(g.Context(), nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	var ids []string
+	for _, pod := range pods {
+		ids = append(ids, pod.Id)
+	}
+	for _, ctr := range containers {
+		ids = append(ids, ctr.Id)
+	}
+	return ids
+}
+
+// fsck lets the crid that runs look for what is orphaned, missing or damaged.
+func (g *stage) fsck() []string {
+	g.t.Helper()
+	found, err := fsck(g.Crid)
+	if err != nil {
+		g.t.Error(err)
+	}
+	return found
 }

@@ -198,3 +198,6 @@ func (d *SmallDisk) Free() {
 		d.t.Fatal(err)
 	}
 }
+
+// SmallDiskAt is the disk that NewSmallDisk mounted at path.
+func SmallDiskAt(t *testing.T, path string) *SmallDisk { return &SmallDisk{Path: path, t: t} }
