@@ -78,11 +78,15 @@ const (
 // "file:Type.name" relative to the module's root, and why. For those who call them they do nothing.
 var unpointed = map[string]string{
 	"cmd/crid/mounts.go:dropPrivate":                    atTheEnd,
-	"cmd/crid/lock.go:sign":                             unseen,
 	"internal/cgroup/kill.go:Tree.strike":               "signals, and cgroup.kill, which is one",
 	"internal/cgroup/make.go:handDown":                  again,
 	"internal/lsm/selinux.go:policy.Relabel":            again + ": each start does; no machine of the tests has SELinux",
 	"internal/monitor/attach.go:Process.resize":         "nobody remembers the size of a terminal",
+	"internal/monitor/interrupted.go:openNew":           again + ": each reopening does",
+	"internal/monitor/interrupted.go:Process.abandon":   again + ": what it leaves, the next reopening or look at the logs takes away",
+	"internal/monitor/logwatch.go:logWatch.settle":      again + ": the next look does, and reconcile has its points",
+	"internal/monitor/lostlog.go:Launcher.note":         again + ": the next look does, and a torn note is none",
+	"internal/state/reserve.go:reserve.giveFor":         again + ": each start fills the reserve anew",
 	"internal/monitor/logwatch.go:endLine":              "nobody remembers it: it is done anew at a log that a full disk stops",
 	"internal/network/gc.go:CNI.gcVerb":                 "libcni calls plugins, and each call has points of its own",
 	"internal/oci/oci.go:Runtime.sweep":                 again + ": it is for a runtime that was killed amid its delete",

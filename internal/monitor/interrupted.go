@@ -52,6 +52,7 @@ func (p *Process) begin(path string) error {
 	if err := os.Remove(spareName(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(fmt.Errorf("make new log: %w", err), f.Close())
 	}
+	failpoint.Hit("monitor/reopen/spare-free")
 	// By its descriptor: an earlier command may just be letting the monitor rename it.
 	err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.AT_FDCWD, spareName(path), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {

@@ -67,7 +67,7 @@ func layers(t *testing.T, c *harness.Crid) []string {
 // smallRoot puts crid's root on a disk that stopOnFull can fill.
 func smallRoot(t *testing.T) {
 	root, _ := harness.Places(t)
-	harness.NewSmallDisk(t, root, 64)
+	harness.NewSmallDisk(t, harness.Tmpfs, root, 64)
 }
 
 // stopOnFull stops a container while the disk has no space for its record.
