@@ -31,7 +31,8 @@ const reopenWait = 10 * time.Second
 // ReopenLog makes the monitor write to a new file at the log path, from which the old one has been moved away,
 // and returns once it exists: Unavailable when the monitor has not made it within ten seconds. A log that was not moved
 // away stays: conmon would throw away what is in it. So it may be repeated, also after a restart of crid. On an error, and
-// within answerTime when the client does not hear of a success, the old log may be moved back: no line is lost by that.
+// within answerTime when the client does not hear of a success, the old log may be moved back: no line is
+// lost by that, unless crid has died and the monitor is between reading the command and obeying it.
 func (p *Process) ReopenLog(ctx context.Context) error {
 	wait := p.launcher.reopenWait
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("the monitor, process %d, has not done it in %v; is it stopped, or the disk slow? %w",
