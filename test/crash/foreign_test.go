@@ -26,7 +26,8 @@ const stuck = "sleep 987654"
 
 // wrapper stands in for a program. The file order may tell it, once, what to do at a verb: to be killed before or after
 // the work, or to hang instead of it or after it. Besides, conmon may be killed as soon as it has written its pid file (begun), or
-// once the container is created (late): its work goes on behind the process that crid started.
+// once the container is created (late): its work goes on behind the process that crid started. One that hangs waits for the
+// word to begin first, as conmon does, which a crid that dies before does not give.
 const wrapper = `#!/bin/sh
 verb=${CNI_COMMAND:-none}
 for arg in "$@"; do
@@ -45,7 +46,7 @@ fi
 case $mode in
 none) exec %[2]s "$@" ;;
 before) kill -9 $$ ;;
-hang) exec ` + stuck + ` ;;
+hang) [ -z "$_OCI_STARTPIPE" ] || [ "$(head -c 1 <&"$_OCI_STARTPIPE" | wc -c)" = 1 ] || exit 1; exec ` + stuck + ` ;;
 after) %[2]s "$@"; kill -9 $$ ;;
 linger) %[2]s "$@"; exec ` + stuck + ` ;;
 begun) %[2]s "$@"; kill -9 $(cat "$monitor") ;;

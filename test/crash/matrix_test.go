@@ -65,6 +65,7 @@ var allScenarios = slices.Concat(podScenarios, containerScenarios, processScenar
 // behind are the points that a case need not come to, and why: what they belong to is done behind the answer, and less
 // of it when there is less to do.
 var behind = map[string]string{
+	"cgroup/kill/frozen": "what has ended by then is not frozen",
 	"cgroup/kill/struck": "a process that was asked to end may have ended before it is struck",
 }
 

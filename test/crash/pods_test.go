@@ -183,6 +183,7 @@ func stopPodAttached(t *testing.T, c *harness.Crid) act {
 		t.Fatal(err)
 	}
 	return act{
+		insist:  true, // the network is mended behind it
 		call:    func() error { return c.Runtime.StopPodSandbox(c.Context(), pod.ID) },
 		between: func() { consistent(t, c, ctr) },
 		after: func() {
