@@ -43,6 +43,7 @@ type ContainerLimits interface {
 
 // Container is one container; *container.Container is one.
 type Container interface {
+	Listed
 	ContainerRecord
 	ContainerLife
 	ContainerLimits

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/container"
@@ -15,23 +17,43 @@ import (
 )
 
 func (s *runtimeService) ListContainers(_ context.Context, r *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	resp := &runtime.ListContainersResponse{Containers: []*runtime.Container{}}
-	for _, c := range s.containers.List() {
-		if !visible(c) {
-			continue
-		}
-		if item := toContainerItem(c); wantsContainer(r.GetFilter(), item) {
-			resp.Containers = append(resp.Containers, item)
-		}
-	}
-	return resp, nil
+	return whole(&runtime.ListContainersResponse{}, s.containerItems(r.GetFilter()))
 }
 
-func wantsContainer(f *runtime.ContainerFilter, c *runtime.Container) bool {
-	return named(c.GetId(), f.GetId()) &&
-		named(c.GetPodSandboxId(), f.GetPodSandboxId()) &&
-		(f.GetState() == nil || f.GetState().GetState() == c.GetState()) &&
-		matches(c.GetLabels(), f.GetLabelSelector())
+func (s *runtimeService) StreamContainers(r *runtime.StreamContainersRequest, stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
+	return inChunks(stream, s.containerItems(r.GetFilter()))
+}
+
+// containerItems are the containers that a client knows of and asks for.
+func (s *Server) containerItems(f *runtime.ContainerFilter) items {
+	return func(yield func([]byte, error) bool) {
+		for _, c := range s.containers.List() {
+			if visible(c) && wantsContainer(f, c) && !yield(encodeContainer(c)) {
+				return
+			}
+		}
+	}
+}
+
+func wantsContainer(f *runtime.ContainerFilter, c ContainerRecord) bool {
+	return named(c.ID(), f.GetId()) &&
+		named(c.PodID(), f.GetPodSandboxId()) &&
+		(f.GetState() == nil || f.GetState().GetState() == toContainerState(c.Status().State)) &&
+		matches(c.Config().GetLabels(), f.GetLabelSelector())
+}
+
+// containerStamp is what of a container's item may change, and whose configuration the rest is.
+type containerStamp struct {
+	config            *runtime.ContainerConfig
+	state             container.State
+	createdAt         int64
+	imageRef, imageID string
+}
+
+func encodeContainer(c Container) ([]byte, error) {
+	status := c.Status()
+	stamp := containerStamp{c.Config(), status.State, status.CreatedAt.UnixNano(), status.ImageRef, status.ImageID}
+	return encodeOnce(c.Memo(), stamp, func() proto.Message { return toContainerItem(c, status) })
 }
 
 func (s *runtimeService) ContainerStatus(_ context.Context, r *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
@@ -63,8 +85,8 @@ func (s *Server) containerInfo(c Container) (map[string]string, error) {
 	}{c.PodID(), c.Status().PID, raw}})
 }
 
-func toContainerItem(c ContainerRecord) *runtime.Container {
-	config, status := c.Config(), c.Status()
+func toContainerItem(c ContainerRecord, status container.Status) *runtime.Container {
+	config := c.Config()
 	return &runtime.Container{
 		Id:           c.ID(),
 		PodSandboxId: c.PodID(),

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -128,8 +129,10 @@ type fakePod struct {
 	handler string
 	status  sandbox.Status
 	left    int // how many creates have left
+	memo    atomic.Value
 }
 
+func (p *fakePod) Memo() *atomic.Value               { return &p.memo }
 func (p *fakePod) ID() string                        { return p.id }
 func (p *fakePod) Config() *runtime.PodSandboxConfig { return p.config }
 func (p *fakePod) Handler() string                   { return p.handler }
@@ -200,8 +203,10 @@ type fakeContainer struct {
 	did     []string
 	hook    func() // runs at Start; nil = nothing does
 	exec    ExecResult
+	memo    atomic.Value
 }
 
+func (c *fakeContainer) Memo() *atomic.Value              { return &c.memo }
 func (c *fakeContainer) ID() string                       { return c.id }
 func (c *fakeContainer) PodID() string                    { return c.pod }
 func (c *fakeContainer) Pause() bool                      { return c.pause }

@@ -13,6 +13,7 @@ import (
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -24,10 +25,9 @@ import (
 	"github.com/crid/crid/internal/storage"
 )
 
-// FuzzRequests sends bytes as the request of any unary call, the way gRPC does once it has a whole message. Whatever
-// they are, there is no panic, an error has a code with a meaning, and one that blames the request names a field of it.
+// FuzzRequests sends bytes as the request of any call, the way gRPC does once it has a whole message. Whatever they are, there is no panic, an error has a code with a meaning, and one that blames the request names a field of it.
 func FuzzRequests(f *testing.F) {
-	calls := unaryCalls()
+	calls := allCalls()
 	for i, c := range calls {
 		for _, depth := range []int{1, 2, 6} {
 			raw, err := proto.Marshal(c.filled(depth))
@@ -48,7 +48,7 @@ func FuzzRequests(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		i := slices.IndexFunc(calls, func(c unaryCall) bool { return c.request == m.ProtoReflect().Descriptor().FullName() })
+		i := slices.IndexFunc(calls, func(c rpc) bool { return c.request == m.ProtoReflect().Descriptor().FullName() })
 		f.Add(uint8(i), raw)
 	}
 	f.Fuzz(func(t *testing.T, which uint8, raw []byte) {
@@ -56,37 +56,71 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// unaryCall is a method of one of the two services.
-type unaryCall struct {
+// rpc is a method of one of the two services.
+type rpc struct {
 	image   bool // of the ImageService
-	method  grpc.MethodDesc
+	name    string
+	method  grpc.MethodDesc // zero for one that answers with a stream
+	stream  grpc.StreamDesc // zero for one that does not
 	request protoreflect.FullName
 	fields  *regexp.Regexp // finds the name of a field of the request
 	example proto.Message
 }
 
-func unaryCalls() []unaryCall {
-	var calls []unaryCall
+func allCalls() []rpc {
+	var calls []rpc
 	for _, service := range []grpc.ServiceDesc{runtime.RuntimeService_ServiceDesc, runtime.ImageService_ServiceDesc} {
+		image := service.ServiceName == runtime.ImageService_ServiceDesc.ServiceName
 		for _, m := range service.Methods {
-			c := unaryCall{image: service.ServiceName == runtime.ImageService_ServiceDesc.ServiceName, method: m}
-			// The handler decodes into the request's type: this is how it tells which.
-			_, _ = m.Handler(c.service(furnish()), context.Background(), func(request any) error {
-				c.example = request.(proto.Message)
-				return errdef.Invalid
-			}, nil)
-			d := c.example.ProtoReflect().Descriptor()
-			c.request = d.FullName()
-			names := map[string]bool{}
-			fieldNames(d, names)
-			c.fields = regexp.MustCompile(`\b(` + strings.Join(slices.Sorted(maps.Keys(names)), "|") + `)\b`)
-			calls = append(calls, c)
+			calls = append(calls, rpc{image: image, name: m.MethodName, method: m}.explore())
+		}
+		for _, s := range service.Streams {
+			calls = append(calls, rpc{image: image, name: s.StreamName, stream: s}.explore())
 		}
 	}
 	return calls
 }
 
-func (c unaryCall) service(h *house) any {
+// explore learns what the request looks like.
+func (c rpc) explore() rpc {
+	// The handler decodes into the request's type: this is how it tells which.
+	_, _ = c.call(context.Background(), furnish(), func(request any) error {
+		c.example = request.(proto.Message)
+		return errdef.Invalid
+	})
+	d := c.example.ProtoReflect().Descriptor()
+	c.request = d.FullName()
+	names := map[string]bool{}
+	fieldNames(d, names)
+	c.fields = regexp.MustCompile(`\b(` + strings.Join(slices.Sorted(maps.Keys(names)), "|") + `)\b`)
+	return c
+}
+
+// call sends what decode makes the request, and returns the answers.
+func (c rpc) call(ctx context.Context, h *house, decode func(any) error) ([]any, error) {
+	if c.stream.Handler == nil {
+		answer, err := c.method.Handler(c.service(h), ctx, decode, h.server.gate.unary)
+		return []any{answer}, err
+	}
+	s := &heard{ctx: ctx, decode: decode}
+	err := h.server.gate.stream(c.service(h), s, &grpc.StreamServerInfo{FullMethod: "/x/" + c.name}, c.stream.Handler)
+	return s.said, err
+}
+
+// heard is a stream that keeps what it is sent.
+type heard struct {
+	grpc.ServerStream // nil: nothing else may be asked of it
+	ctx               context.Context
+	decode            func(any) error
+	said              []any
+}
+
+func (h *heard) Context() context.Context     { return h.ctx }
+func (h *heard) RecvMsg(m any) error          { return h.decode(m) }
+func (h *heard) SendMsg(m any) error          { h.said = append(h.said, m); return nil }
+func (h *heard) SendHeader(metadata.MD) error { return nil }
+
+func (c rpc) service(h *house) any {
 	if c.image {
 		return &imageService{Server: h.server}
 	}
@@ -106,7 +140,7 @@ func fieldNames(d protoreflect.MessageDescriptor, into map[string]bool) {
 }
 
 // filled is a request with something in every field down to depth.
-func (c unaryCall) filled(depth int) proto.Message {
+func (c rpc) filled(depth int) proto.Message {
 	m := c.example.ProtoReflect().New()
 	fill(m, depth)
 	return m.Interface()
@@ -175,46 +209,53 @@ func inhabited() *house {
 	return h
 }
 
-func (c unaryCall) send(t *testing.T, raw []byte) {
+func (c rpc) send(t *testing.T, raw []byte) {
 	t.Helper()
 	h := inhabited()
 	var request proto.Message
 	malformed := false
-	answer, err := c.method.Handler(c.service(h), t.Context(), func(into any) error {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if endless := c.name == "GetContainerEvents"; endless {
+		cancel()
+	}
+	answers, err := c.call(ctx, h, func(into any) error {
 		request = into.(proto.Message)
 		err := proto.Unmarshal(raw, request)
 		malformed = err != nil
 		return err
-	}, h.server.gate.unary)
-	if malformed {
-		return // gRPC's to refuse
+	})
+	if malformed || status.Code(err) == codes.Canceled && ctx.Err() != nil {
+		return // gRPC's to refuse; of the client's own doing
 	}
-	if err == nil {
-		if m, ok := answer.(proto.Message); !ok {
-			t.Errorf("%s answers with %T", c.method.MethodName, answer)
-		} else if _, err := proto.Marshal(m); err != nil {
-			t.Errorf("%s answers with what cannot be sent: %v", c.method.MethodName, err)
-		}
+	if err != nil {
+		c.judge(t, request, err)
 		return
 	}
-	c.judge(t, request, err)
+	for _, answer := range answers {
+		if m, ok := answer.(proto.Message); !ok {
+			t.Errorf("%s answers with %T", c.name, answer)
+		} else if raw, err := proto.Marshal(m); err != nil || c.stream.Handler != nil && len(raw) == 0 {
+			t.Errorf("%s answers with what cannot be sent, or an empty message: %v", c.name, err)
+		}
+	}
 }
 
 // judge looks at what a client is told.
-func (c unaryCall) judge(t *testing.T, request proto.Message, err error) {
+func (c rpc) judge(t *testing.T, request proto.Message, err error) {
 	t.Helper()
 	said := status.Convert(err).Message()
 	switch status.Code(err) {
 	case codes.InvalidArgument:
 		if !c.fields.MatchString(said) {
-			t.Errorf("%s of %v: %v names no field", c.method.MethodName, request, err)
+			t.Errorf("%s of %v: %v names no field", c.name, request, err)
 		}
 	case codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented:
 	case codes.Unknown:
 		if !slices.ContainsFunc(prefixed, func(kind error) bool { return strings.HasPrefix(said, kind.Error()) }) {
-			t.Errorf("%s of %v: %v has no kind", c.method.MethodName, request, err)
+			t.Errorf("%s of %v: %v has no kind", c.name, request, err)
 		}
 	default:
-		t.Errorf("%s of %v: %v", c.method.MethodName, request, err)
+		t.Errorf("%s of %v: %v", c.name, request, err)
 	}
 }

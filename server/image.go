@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -71,23 +72,32 @@ func (s *imageService) ListImages(ctx context.Context, r *runtime.ListImagesRequ
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.ListImagesResponse{Images: make([]*runtime.Image, 0, len(images))}
-	for _, image := range images {
-		resp.Images = append(resp.Images, toImage(image))
+	return &runtime.ListImagesResponse{Images: images}, nil
+}
+
+func (s *imageService) StreamImages(r *runtime.StreamImagesRequest, stream grpc.ServerStreamingServer[runtime.StreamImagesResponse]) error {
+	images, err := s.filterImages(stream.Context(), r.GetFilter().GetImage().GetImage())
+	if err != nil {
+		return err
 	}
-	return resp, nil
+	return inChunks(stream, encodeEach(images))
 }
 
 // filterImages is all images, or with a reference the one that it names, or none.
-func (s *imageService) filterImages(ctx context.Context, ref string) ([]storage.Image, error) {
-	if ref == "" {
-		return s.images.List(ctx)
+func (s *imageService) filterImages(ctx context.Context, ref string) ([]*runtime.Image, error) {
+	if ref != "" {
+		image, err := s.images.Resolve(ctx, ref)
+		if errors.Is(err, errdef.NotFound) {
+			return nil, nil
+		}
+		return []*runtime.Image{toImage(image)}, err
 	}
-	image, err := s.images.Resolve(ctx, ref)
-	if errors.Is(err, errdef.NotFound) {
-		return nil, nil
+	all, err := s.images.List(ctx)
+	images := make([]*runtime.Image, 0, len(all))
+	for _, image := range all {
+		images = append(images, toImage(image))
 	}
-	return []storage.Image{image}, err
+	return images, err
 }
 
 // ImageStatus answers with no image, and no error, for one that is not here.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -13,12 +15,18 @@ import (
 	"github.com/crid/crid/internal/sandbox"
 )
 
-// Pod is what the server reads of a pod; *sandbox.Pod is one.
-type Pod interface {
+// PodRecord is what the server reads of a pod; it never waits.
+type PodRecord interface {
 	ID() string
 	Config() *runtime.PodSandboxConfig // read-only
 	Handler() string
 	Status() sandbox.Status
+}
+
+// Pod is one pod; *sandbox.Pod is one.
+type Pod interface {
+	Listed
+	PodRecord
 	// Enter admits the creation of a container. The context it returns ends when the pod is stopped; leave
 	// must be called at the end.
 	Enter(ctx context.Context, pid runtime.NamespaceMode) (inner context.Context, env spec.PodEnv, leave func(), err error)
@@ -125,13 +133,22 @@ type podInfo struct {
 }
 
 func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	resp := &runtime.ListPodSandboxResponse{Items: []*runtime.PodSandbox{}}
-	for _, pod := range s.pods.List() {
-		if item := toPodItem(pod); wantsPod(r.GetFilter(), item) {
-			resp.Items = append(resp.Items, item)
+	return whole(&runtime.ListPodSandboxResponse{}, s.podItems(r.GetFilter()))
+}
+
+func (s *runtimeService) StreamPodSandboxes(r *runtime.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
+	return inChunks(stream, s.podItems(r.GetFilter()))
+}
+
+// podItems are the pods that a client asks for.
+func (s *Server) podItems(f *runtime.PodSandboxFilter) items {
+	return func(yield func([]byte, error) bool) {
+		for _, pod := range s.pods.List() {
+			if wantsPod(f, pod) && !yield(encodePod(pod)) {
+				return
+			}
 		}
 	}
-	return resp, nil
 }
 
 // getPod returns the pod, or NotFound; of a pod whose record cannot be read not even the name is known, and
@@ -150,14 +167,27 @@ func (s *Server) getPod(id string) (Pod, error) {
 	return pod, nil
 }
 
-func wantsPod(f *runtime.PodSandboxFilter, pod *runtime.PodSandbox) bool {
-	return named(pod.GetId(), f.GetId()) &&
-		(f.GetState() == nil || f.GetState().GetState() == pod.GetState()) &&
-		matches(pod.GetLabels(), f.GetLabelSelector())
+func wantsPod(f *runtime.PodSandboxFilter, pod Pod) bool {
+	return named(pod.ID(), f.GetId()) &&
+		(f.GetState() == nil || f.GetState().GetState() == toPodState(pod.Status().State)) &&
+		matches(pod.Config().GetLabels(), f.GetLabelSelector())
 }
 
-func toPodItem(pod Pod) *runtime.PodSandbox {
-	config, status := pod.Config(), pod.Status()
+// podStamp is what of a pod's item may change, and whose configuration the rest is.
+type podStamp struct {
+	config    *runtime.PodSandboxConfig
+	state     sandbox.State
+	createdAt int64
+}
+
+func encodePod(pod Pod) ([]byte, error) {
+	status := pod.Status()
+	stamp := podStamp{pod.Config(), status.State, status.CreatedAt.UnixNano()}
+	return encodeOnce(pod.Memo(), stamp, func() proto.Message { return toPodItem(pod, status) })
+}
+
+func toPodItem(pod Pod, status sandbox.Status) *runtime.PodSandbox {
+	config := pod.Config()
 	return &runtime.PodSandbox{
 		Id:             pod.ID(),
 		Metadata:       config.GetMetadata(),

@@ -246,7 +246,7 @@ func calls(text string) []string {
 }
 
 // lacks calls an RPC with an empty request, which has the same bytes whatever its type: 1 if it is not there.
-// A stream that does not end at once is there.
+// A stream that does not end at once is there, and so is a list that ends without an item.
 func (h *house) lacks(t *testing.T, service, method string) int {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -262,7 +262,7 @@ func (h *house) lacks(t *testing.T, service, method string) int {
 		return 0
 	}
 	err = stream.RecvMsg(&runtime.VersionResponse{})
-	if err == io.EOF {
+	if err == io.EOF && !strings.HasPrefix(method, "Stream") {
 		t.Errorf("%s ended without an answer", method)
 	}
 	if status.Code(err) == codes.Unimplemented {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/container"
@@ -38,7 +39,15 @@ func (s *runtimeService) ContainerStats(ctx context.Context, r *runtime.Containe
 
 // ListContainerStats tells of those that run.
 func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
-	f := r.GetFilter()
+	return &runtime.ListContainerStatsResponse{Stats: s.stats.Containers(ctx, s.running(r.GetFilter()))}, nil
+}
+
+func (s *runtimeService) StreamContainerStats(r *runtime.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
+	return inChunks(stream, encodeEach(s.stats.Containers(stream.Context(), s.running(r.GetFilter()))))
+}
+
+// running are the containers that run and that a client asks for.
+func (s *Server) running(f *runtime.ContainerStatsFilter) []stats.Container {
 	var running []stats.Container
 	for _, c := range s.containers.List() {
 		if visible(c) && c.Status().State == container.Running && named(c.ID(), f.GetId()) &&
@@ -46,7 +55,7 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtime.List
 			running = append(running, toMeasure(c))
 		}
 	}
-	return &runtime.ListContainerStatsResponse{Stats: s.stats.Containers(ctx, running)}, nil
+	return running
 }
 
 func (s *runtimeService) PodSandboxStats(ctx context.Context, r *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
@@ -63,14 +72,22 @@ func (s *runtimeService) PodSandboxStats(ctx context.Context, r *runtime.PodSand
 
 // ListPodSandboxStats tells of pods that are ready: nothing of the others uses anything.
 func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
-	f := r.GetFilter()
+	return &runtime.ListPodSandboxStatsResponse{Stats: s.stats.Pods(ctx, s.ready(r.GetFilter()))}, nil
+}
+
+func (s *runtimeService) StreamPodSandboxStats(r *runtime.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
+	return inChunks(stream, encodeEach(s.stats.Pods(stream.Context(), s.ready(r.GetFilter()))))
+}
+
+// ready are the pods that are ready and that a client asks for.
+func (s *Server) ready(f *runtime.PodSandboxStatsFilter) []stats.Pod {
 	var ready []stats.Pod
 	for _, pod := range s.pods.List() {
 		if pod.Status().State == sandbox.Ready && named(pod.ID(), f.GetId()) && matches(pod.Config().GetLabels(), f.GetLabelSelector()) {
 			ready = append(ready, s.podToMeasure(pod))
 		}
 	}
-	return &runtime.ListPodSandboxStatsResponse{Stats: s.stats.Pods(ctx, ready)}, nil
+	return ready
 }
 
 // toMeasure is the container as it is measured: one that has ended has no cgroup any more.

@@ -60,8 +60,14 @@ type Container struct {
 	op   sync.Mutex
 	busy busy
 
-	template atomic.Pointer[specs.Process] // of processes to exec; made at first use
-	stage    atomic.Pointer[stage]         // what is being done to the container; nil = nothing
+	stage   atomic.Pointer[stage] // what is being done to the container; nil = nothing
+	derived                       // from all this, when it is first asked for
+}
+
+// derived is what need not be made again for each call.
+type derived struct {
+	template atomic.Pointer[specs.Process] // of processes to exec
+	memo     atomic.Value                  // of who lists containers
 }
 
 // busy is what is going on with a container, for others to join. Guarded by Container.op.
@@ -94,6 +100,9 @@ func (c *Container) Config() *runtime.ContainerConfig { return c.config }
 
 // Status is what is known of the container now. It never waits.
 func (c *Container) Status() Status { return *c.status.Load() }
+
+// Memo is a place where who lists containers may keep what it has made of this one. It goes with the container.
+func (c *Container) Memo() *atomic.Value { return &c.memo }
 
 // PID is the main process's id on the host; 0 unless the container is created or running.
 func (c *Container) PID() int { return c.status.Load().PID }

@@ -27,6 +27,7 @@ type Pod struct {
 	life  gate                   // creates of containers; closed for good before the pod stops being ready
 	pidns atomic.Pointer[string] // of the pause, once it runs
 	ended atomic.Bool            // a Stop has done all of its work
+	memo  atomic.Value           // of who lists pods
 
 	ops map[kind]*operation // guarded by Manager.mu
 
@@ -66,6 +67,9 @@ func (p *Pod) Config() *runtime.PodSandboxConfig { return p.rec.Load().Config.Po
 
 // Handler returns the name of the pod's runtime handler.
 func (p *Pod) Handler() string { return p.rec.Load().Handler }
+
+// Memo is a place where who lists pods may keep what it has made of this one. It goes with the pod.
+func (p *Pod) Memo() *atomic.Value { return &p.memo }
 
 // Status never waits.
 func (p *Pod) Status() Status {
