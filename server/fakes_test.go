@@ -360,3 +360,12 @@ func (f *fakeStats) Pods(ctx context.Context, all []stats.Pod) []*runtime.PodSan
 	}
 	return out
 }
+
+func (f *fakeStats) Metrics(_ context.Context, all []stats.Pod) []*runtime.PodSandboxMetrics {
+	f.pods = all
+	out := []*runtime.PodSandboxMetrics{}
+	for _, p := range all {
+		out = append(out, &runtime.PodSandboxMetrics{PodSandboxId: p.Attributes.Id, Metrics: []*runtime.Metric{{Name: p.Attributes.Annotations["notes"]}}})
+	}
+	return out
+}

@@ -135,6 +135,11 @@ func (h *house) lists(t *testing.T) (pieces, wholes map[string]*received) {
 	pieces["pod stats"] = drain(t, podStats, err, (*runtime.StreamPodSandboxStatsResponse).GetPodSandboxStats, podID)
 	podStatsList, err := h.runtime.ListPodSandboxStats(ctx, &runtime.ListPodSandboxStatsRequest{})
 	wholes["pod stats"] = gather(t, err, podStatsList.GetStats(), podID)
+
+	metrics, err := h.runtime.StreamPodSandboxMetrics(ctx, &runtime.StreamPodSandboxMetricsRequest{})
+	pieces["metrics"] = drain(t, metrics, err, (*runtime.StreamPodSandboxMetricsResponse).GetPodSandboxMetrics, (*runtime.PodSandboxMetrics).GetPodSandboxId)
+	metricsList, err := h.runtime.ListPodSandboxMetrics(ctx, &runtime.ListPodSandboxMetricsRequest{})
+	wholes["metrics"] = gather(t, err, metricsList.GetPodMetrics(), (*runtime.PodSandboxMetrics).GetPodSandboxId)
 	return pieces, wholes
 }
 

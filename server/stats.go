@@ -19,6 +19,7 @@ type Stats interface {
 	Containers(ctx context.Context, all []stats.Container) []*runtime.ContainerStats
 	Pod(ctx context.Context, p stats.Pod) (*runtime.PodSandboxStats, error)
 	Pods(ctx context.Context, all []stats.Pod) []*runtime.PodSandboxStats
+	Metrics(ctx context.Context, all []stats.Pod) []*runtime.PodSandboxMetrics
 }
 
 // ContainerStats of a container that has ended tells what it has written and nothing else: the rest is gone.
@@ -90,15 +91,32 @@ func (s *Server) ready(f *runtime.PodSandboxStatsFilter) []stats.Pod {
 	return ready
 }
 
+// ListMetricDescriptors says the same each time: the kubelet asks once.
+func (s *runtimeService) ListMetricDescriptors(context.Context, *runtime.ListMetricDescriptorsRequest) (*runtime.ListMetricDescriptorsResponse, error) {
+	return &runtime.ListMetricDescriptorsResponse{Descriptors: stats.Descriptors()}, nil
+}
+
+func (s *runtimeService) ListPodSandboxMetrics(ctx context.Context, _ *runtime.ListPodSandboxMetricsRequest) (*runtime.ListPodSandboxMetricsResponse, error) {
+	return &runtime.ListPodSandboxMetricsResponse{PodMetrics: s.stats.Metrics(ctx, s.ready(nil))}, nil
+}
+
+func (s *runtimeService) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
+	return inChunks(stream, encodeEach(s.stats.Metrics(stream.Context(), s.ready(nil))))
+}
+
 // toMeasure is the container as it is measured: one that has ended has no cgroup any more.
 func toMeasure(c Container) stats.Container {
 	config, status := c.Config(), c.Status()
-	m := stats.Container{Since: status.CreatedAt, Hidden: !visible(c), Attributes: &runtime.ContainerAttributes{
-		Id:          c.ID(),
-		Metadata:    config.GetMetadata(),
-		Labels:      config.GetLabels(),
-		Annotations: config.GetAnnotations(),
-	}}
+	m := stats.Container{
+		Since: status.CreatedAt, Started: status.StartedAt, PID: status.PID, Hidden: !visible(c),
+		Image: toImageSpec(config.GetImage()).GetImage(),
+		Attributes: &runtime.ContainerAttributes{
+			Id:          c.ID(),
+			Metadata:    config.GetMetadata(),
+			Labels:      config.GetLabels(),
+			Annotations: config.GetAnnotations(),
+		},
+	}
 	if status.State == container.Created || status.State == container.Running {
 		m.Cgroup = c.Cgroup()
 	}

@@ -30,6 +30,7 @@ const (
 // and may be used concurrently.
 type Tree struct {
 	hierarchies []hierarchy
+	pageSizes   []string // of huge pages
 }
 
 // hierarchy is one mounted hierarchy.
@@ -48,7 +49,7 @@ func Open(host fact.Host) (*Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
 	}
-	tree := &Tree{hierarchies: choose(mounts, host)}
+	tree := &Tree{hierarchies: choose(mounts, host), pageSizes: host.PageSizes}
 	if len(tree.hierarchies) == 0 {
 		return nil, fmt.Errorf("find cgroup hierarchies: none is mounted below %s: %w", mountRoot, errdef.Unavailable)
 	}

@@ -94,11 +94,13 @@ func usageError(path string, err error) error {
 	return fmt.Errorf("read usage of cgroup %s: %w", path, err)
 }
 
-// Processes counts the processes in the cgroup at path and below it. A cgroup that does not exist has none.
-func (t *Tree) Processes(path string) (uint64, error) {
+// Members returns the processes in the cgroup at path and below it, as the one hierarchy has them that counts processes.
+// A cgroup that does not exist has none. A process that lives outside crid's PID namespace appears as 0 on v2 and not
+// at all on v1.
+func (t *Tree) Members(path string) ([]int, error) {
 	cleaned, err := cleanGroup(path)
 	if err != nil {
-		return 0, fmt.Errorf("count processes: %w", err)
+		return nil, fmt.Errorf("list members: %w", err)
 	}
 	h := t.hierarchies[0]
 	for _, controller := range [...]string{"pids", "memory"} {
@@ -107,40 +109,39 @@ func (t *Tree) Processes(path string) (uint64, error) {
 			break
 		}
 	}
-	n, err := countProcs(filepath.Join(h.dir, cleaned))
+	pids, err := members(filepath.Join(h.dir, cleaned))
 	if err != nil {
-		return 0, fmt.Errorf("count processes of cgroup %s: %w", path, err)
+		return nil, fmt.Errorf("list members of cgroup %s: %w", path, err)
 	}
-	return n, nil
+	return pids, nil
 }
 
-// countProcs counts those in dir and below it.
-func countProcs(dir string) (uint64, error) {
+// members are those in dir and below it.
+func members(dir string) ([]int, error) {
 	var st unix.Stat_t
 	err := unix.Stat(dir, &st)
-	var pids []int
+	var all []int
 	if err == nil {
-		pids, err = procs(dir)
+		all, err = procs(dir)
 	}
 	if gone(err) {
-		return 0, nil
+		return nil, nil
 	}
-	sum := uint64(len(pids))
 	if err != nil || st.Nlink == 2 { // the kernel counts two links and one for each cgroup below: a listing is spared
-		return sum, err
+		return all, err
 	}
 	names, err := children(dir)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, name := range names {
-		n, err := countProcs(filepath.Join(dir, name))
+		below, err := members(filepath.Join(dir, name))
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		sum += n
+		all = append(all, below...)
 	}
-	return sum, nil
+	return all, nil
 }
 
 // with returns the hierarchy that has the controller.
@@ -257,11 +258,7 @@ func number(file string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	raw = bytes.TrimSpace(raw)
-	if string(raw) == "max" {
-		return NoLimit, nil
-	}
-	n, err := strconv.ParseUint(string(raw), 10, 64)
+	n, err := parseNumber(bytes.TrimSpace(raw))
 	if err != nil {
 		return 0, fmt.Errorf("parse %s: %w", file, err)
 	}

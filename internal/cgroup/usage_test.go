@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -139,11 +140,11 @@ func TestUsageOfRecordedFiles(t *testing.T) {
 	if got := (Memory{Usage: 4096, InactiveFile: 8192}).WorkingSet(); got != 0 {
 		t.Errorf("a working set of %d", got)
 	}
-	if n, err := v1.Processes("/p/crid-c"); n != 3 || err != nil {
-		t.Errorf("%d processes, %v", n, err)
+	if pids, err := v1.Members("/p/crid-c"); !slices.Equal(pids, []int{10, 11, 12}) || err != nil {
+		t.Errorf("members %v, %v", pids, err)
 	}
-	if n, err := v2.Processes("/p/crid-none"); n != 0 || err != nil {
-		t.Errorf("%d processes, %v", n, err)
+	if pids, err := v2.Members("/p/crid-none"); len(pids) > 0 || err != nil {
+		t.Errorf("members %v, %v", pids, err)
 	}
 }
 

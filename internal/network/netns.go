@@ -3,6 +3,8 @@ package network
 import (
 	"fmt"
 	"net"
+	"strconv"
+	"unicode/utf8"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -49,9 +51,9 @@ func isNetNS(path string) bool {
 
 // Interface is what has gone through a network interface since it was made.
 type Interface struct {
-	Name              string
-	RxBytes, RxErrors uint64
-	TxBytes, TxErrors uint64
+	Name                                    string
+	RxBytes, RxErrors, RxPackets, RxDropped uint64
+	TxBytes, TxErrors, TxPackets, TxDropped uint64
 }
 
 // Interfaces reads the counters of the interfaces in the network namespace at path, without the loopback. NotFound
@@ -81,7 +83,19 @@ func Interfaces(path string) ([]Interface, error) {
 			continue
 		}
 		s := a.Statistics
-		all = append(all, Interface{Name: a.Name, RxBytes: s.RxBytes, RxErrors: s.RxErrors, TxBytes: s.TxBytes, TxErrors: s.TxErrors})
+		all = append(all, Interface{
+			Name:    readable(a.Name),
+			RxBytes: s.RxBytes, RxErrors: s.RxErrors, RxPackets: s.RxPackets, RxDropped: s.RxDropped,
+			TxBytes: s.TxBytes, TxErrors: s.TxErrors, TxPackets: s.TxPackets, TxDropped: s.TxDropped,
+		})
 	}
 	return all, nil
+}
+
+// readable is an interface's name as text: whoever may administer the network gives it any bytes.
+func readable(name string) string {
+	if utf8.ValidString(name) {
+		return name
+	}
+	return strconv.QuoteToASCII(name)
 }

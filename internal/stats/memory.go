@@ -82,3 +82,19 @@ func (r *Reader) nanoCores(key string, now, since time.Time, usage uint64) uint6
 		return rate{now, usage, cores}
 	}).nanoCores
 }
+
+// growing is a count that begins anew when part of what it counts is gone. Its total does not fall.
+type growing struct {
+	mu         sync.Mutex // guards the rest; held for access only
+	last, gone uint64
+}
+
+func (g *growing) total(now uint64) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now < g.last {
+		g.gone += g.last - now
+	}
+	g.last = now
+	return g.gone + now
+}

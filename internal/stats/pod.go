@@ -43,11 +43,11 @@ func (r *Reader) pod(ctx context.Context, p Pod) (*cri.PodSandboxStats, error) {
 		if err != nil {
 			return nil, err
 		}
-		n, err := r.deps.Cgroups.Processes(c.Cgroup)
+		pids, err := r.deps.Cgroups.Members(c.Cgroup)
 		if err != nil {
 			return nil, err
 		}
-		count += n
+		count += uint64(len(pids))
 		if !c.Hidden {
 			out.Containers = append(out.Containers, stats)
 		}

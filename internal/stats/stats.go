@@ -28,7 +28,8 @@ type Deps struct {
 // Cgroups reads cgroups; *cgroup.Tree does.
 type Cgroups interface {
 	Usage(path string) (cgroup.Usage, error)
-	Processes(path string) (uint64, error)
+	Details(path string) (cgroup.Details, error)
+	Members(path string) ([]int, error)
 }
 
 // Layer is what a container has written.
@@ -39,9 +40,9 @@ type Layer struct {
 
 // Interface is what has gone through a network interface. The numbers only grow.
 type Interface struct {
-	Name              string
-	RxBytes, RxErrors uint64
-	TxBytes, TxErrors uint64
+	Name                                    string
+	RxBytes, RxErrors, RxPackets, RxDropped uint64
+	TxBytes, TxErrors, TxPackets, TxDropped uint64
 }
 
 // Container is a container to be measured.
@@ -50,6 +51,10 @@ type Container struct {
 	Cgroup     string                   // empty once it has ended: what it has written is all that is left to measure
 	Since      time.Time                // when it was created
 	Hidden     bool                     // counted in its pod, not listed: crid's own
+
+	Image   string    // for metrics: as the user names it
+	Started time.Time // for metrics
+	PID     int       // for metrics: of the main process
 }
 
 // Pod is a pod to be measured.
@@ -67,6 +72,7 @@ type Reader struct {
 	layers  *layers
 	rates   memory[rate]
 	tallies memory[*tally]
+	kills   memory[*growing] // by the kernel, in pods
 }
 
 // New makes a Reader that has not measured anything yet.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 type node struct {
 	mu         sync.Mutex // guards the rest
 	usage      map[string]cgroup.Usage
+	details    map[string]cgroup.Details
 	interfaces []Interface
 	layer      Layer
 	layerErr   error
@@ -57,7 +59,13 @@ func (n *node) Usage(path string) (cgroup.Usage, error) {
 	return u, nil
 }
 
-func (n *node) Processes(string) (uint64, error) { return 2, nil }
+func (n *node) Details(path string) (cgroup.Details, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.details[path], nil
+}
+
+func (n *node) Members(string) ([]int, error) { return []int{os.Getpid(), 1 << 30}, nil } // the latter has ended
 
 func (n *node) Layer(ctx context.Context, _ string) (Layer, error) {
 	timer := time.NewTimer(n.slow)
