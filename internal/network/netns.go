@@ -1,9 +1,13 @@
 package network
 
 import (
+	"errors"
 	"fmt"
-	"net"
+	"io"
+	"os"
+	"runtime"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/vishvananda/netlink"
@@ -57,37 +61,83 @@ type Interface struct {
 }
 
 // Interfaces reads the counters of the interfaces in the network namespace at path, without the loopback. NotFound
-// when there is no such namespace.
+// when there is no such namespace. It does not ask by netlink: that would wait for the lock under which the kernel makes
+// and removes interfaces, for as long as it takes to remove those of other pods.
 func Interfaces(path string) ([]Interface, error) {
 	if !isNetNS(path) {
 		return nil, fmt.Errorf("network namespace %s: %w", path, errdef.NotFound)
 	}
-	ns, err := netns.GetFromPath(path)
+	file, err := openIn(path, "/proc/thread-self/net/dev")
 	if err != nil {
-		return nil, fmt.Errorf("open network namespace %s: %w: %w", path, err, errdef.Unavailable)
+		return nil, fmt.Errorf("open the counters of network namespace %s: %w: %w", path, err, errdef.Unavailable)
 	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	defer file.Close()
+	raw, err := io.ReadAll(file)
 	if err != nil {
-		return nil, fmt.Errorf("enter network namespace %s: %w: %w", path, err, errdef.Unavailable)
+		return nil, fmt.Errorf("read the counters of network namespace %s: %w: %w", path, err, errdef.Unavailable)
 	}
-	defer h.Close()
-	links, err := h.LinkList()
+	all, err := parseCounters(string(raw))
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces in %s: %w: %w", path, err, errdef.Unavailable)
+		return nil, fmt.Errorf("read the counters of network namespace %s: %w", path, err)
 	}
+	return all, nil
+}
+
+// openIn opens a file on a thread that is in the network namespace at path. The file stays what it was there.
+func openIn(path, name string) (*os.File, error) {
+	inside, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, err
+	}
+	defer inside.Close()
+	var file *os.File
+	done := make(chan error, 1)
+	go func() { // ends at once
+		runtime.LockOSThread()
+		outside, err := netns.Get()
+		if err == nil {
+			defer outside.Close()
+			err = netns.Set(inside)
+		}
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		file, err = os.Open(name)
+		back := netns.Set(outside)
+		if back == nil {
+			runtime.UnlockOSThread() // a thread that is astray ends with its goroutine
+		}
+		done <- errors.Join(err, back)
+	}()
+	return file, <-done
+}
+
+// parseCounters reads /proc/net/dev: two lines of headings, then a line for each interface, of its name and 16 numbers.
+func parseCounters(text string) ([]Interface, error) {
 	var all []Interface
-	for _, link := range links {
-		a := link.Attrs()
-		if a.Flags&net.FlagLoopback != 0 || a.Statistics == nil {
+	for line := range strings.Lines(text) {
+		name, numbers, found := strings.Cut(line, ":")
+		if name = strings.TrimSpace(name); !found || name == "lo" {
 			continue
 		}
-		s := a.Statistics
-		all = append(all, Interface{
-			Name:    readable(a.Name),
-			RxBytes: s.RxBytes, RxErrors: s.RxErrors, RxPackets: s.RxPackets, RxDropped: s.RxDropped,
-			TxBytes: s.TxBytes, TxErrors: s.TxErrors, TxPackets: s.TxPackets, TxDropped: s.TxDropped,
-		})
+		i := Interface{Name: readable(name)}
+		fields := strings.Fields(numbers)
+		if len(fields) < 12 {
+			return nil, fmt.Errorf("interface %s has %d counters: %w", i.Name, len(fields), errdef.Unsupported)
+		}
+		for at, into := range map[int]*uint64{
+			0: &i.RxBytes, 1: &i.RxPackets, 2: &i.RxErrors, 3: &i.RxDropped,
+			8: &i.TxBytes, 9: &i.TxPackets, 10: &i.TxErrors, 11: &i.TxDropped,
+		} {
+			n, err := strconv.ParseUint(fields[at], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("counters of interface %s: %w", i.Name, err)
+			}
+			*into = n
+		}
+		all = append(all, i)
 	}
 	return all, nil
 }

@@ -48,3 +48,44 @@ func TestInterfacesHaveReadableNames(t *testing.T) {
 		t.Errorf("of a namespace that is not there: %v", err)
 	}
 }
+
+func TestCountersAreParsed(t *testing.T) {
+	const text = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     123       4    0    0    0     0          0         0      123       4    0    0    0     0       0          0
+  eth0:       1       2    3    4    5     6          7         8        9      10   11   12   13    14      15         16
+`
+	all, err := parseCounters(text)
+	want := Interface{"eth0", 1, 3, 2, 4, 9, 11, 10, 12}
+	if err != nil || len(all) != 1 || all[0] != want {
+		t.Errorf("%v, %v", all, err)
+	}
+	for _, broken := range []string{"eth0: 1 2 3\n", "eth0: 1 2 3 4 5 6 7 8 9 10 x 12 13 14 15 16\n"} {
+		if all, err := parseCounters(broken); err == nil {
+			t.Errorf("%q is %v", broken, all)
+		}
+	}
+}
+
+// The thread that has been elsewhere comes back, and the counters are those of there.
+func TestCountersAreOfTheNamespace(t *testing.T) {
+	isolate.NeedRoot(t, "it makes network namespaces")
+	path := filepath.Join(t.TempDir(), "ns")
+	must(t, os.WriteFile(path, nil, 0o600))
+	must(t, pinNewNetNS(path))
+	t.Cleanup(func() { must(t, unix.Unmount(path, unix.MNT_DETACH)) })
+	own, err := netns.Get()
+	must(t, err)
+	defer own.Close()
+	for range 50 {
+		if all, err := Interfaces(path); err != nil || len(all) != 0 {
+			t.Fatalf("interfaces %v, %v", all, err)
+		}
+		now, err := netns.Get()
+		must(t, err)
+		if !now.Equal(own) {
+			t.Fatal("a thread stayed in the namespace")
+		}
+		must(t, now.Close())
+	}
+}
