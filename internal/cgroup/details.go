@@ -135,13 +135,14 @@ func (t *Tree) Details(path string) (Details, error) {
 }
 
 func (t *Tree) sheets(path string, d *Details) error {
+	space := make([]byte, 16<<10)
 	for unified, sheets := range map[bool][]sheet{false: sheetsV1, true: sheetsV2} {
 		for _, s := range sheets {
 			h, ok := t.with(s.controller)
 			if !ok || h.unified != unified {
 				continue
 			}
-			if err := s.read(filepath.Join(h.dir, path), d.Figures); err != nil && !gone(err) {
+			if err := s.read(filepath.Join(h.dir, path), space, d.Figures); err != nil && !gone(err) {
 				return err
 			}
 		}
@@ -149,10 +150,9 @@ func (t *Tree) sheets(path string, d *Details) error {
 	return nil
 }
 
-func (s sheet) read(dir string, into map[Figure]uint64) error {
+func (s sheet) read(dir string, space []byte, into map[Figure]uint64) error {
 	file := filepath.Join(dir, s.file)
-	var space [16 << 10]byte
-	raw, err := slurp(file, space[:])
+	raw, err := slurp(file, space)
 	if err != nil {
 		return err
 	}

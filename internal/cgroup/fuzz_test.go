@@ -31,7 +31,7 @@ func FuzzFiles(f *testing.F) {
 		_, failed2 := pressure(file)
 		_, failed3 := counter(file, "oom_kill")
 		_, failed4 := procs(dir)
-		failed5 := kernels.read(dir, map[Figure]uint64{})
+		failed5 := kernels.read(dir, make([]byte, 16<<10), map[Figure]uint64{})
 		failed6 := blocksV2(file, &Details{})
 		for i, err := range []error{failed, failed2, failed3, failed4, failed5, failed6, table(file, map[string]*uint64{"anon": &rss})} {
 			if err != nil && !strings.Contains(err.Error(), file) {

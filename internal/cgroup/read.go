@@ -33,17 +33,25 @@ func (t *Tree) Pids(path string) ([]int, error) {
 func (t *Tree) pids(path string) ([]int, error) {
 	var all []int
 	for _, h := range t.hierarchies {
-		err := walk(filepath.Join(h.dir, path), func(dir string) error {
-			pids, err := procs(dir)
-			all = append(all, pids...)
-			return err
-		})
+		pids, err := members(filepath.Join(h.dir, path))
 		if err != nil {
 			return nil, err
 		}
+		all = append(all, pids...)
 	}
 	slices.Sort(all)
 	return slices.Compact(all), nil
+}
+
+// members returns the processes in the cgroup dir and below it, in one hierarchy.
+func members(dir string) ([]int, error) {
+	var all []int
+	err := walk(dir, func(dir string) error {
+		pids, err := procs(dir)
+		all = append(all, pids...)
+		return err
+	})
+	return all, err
 }
 
 // procs returns the processes in one cgroup.

@@ -115,6 +115,10 @@ func cleanGroup(path string) (string, error) {
 
 // children returns the names of the cgroups directly below dir; none when dir does not exist.
 func children(dir string) ([]string, error) {
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) == nil && st.Nlink == 2 { // the kernel counts two links and one for each cgroup below
+		return nil, nil
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !gone(err) {
 		return nil, err

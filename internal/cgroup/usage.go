@@ -116,34 +116,6 @@ func (t *Tree) Members(path string) ([]int, error) {
 	return pids, nil
 }
 
-// members are those in dir and below it.
-func members(dir string) ([]int, error) {
-	var st unix.Stat_t
-	err := unix.Stat(dir, &st)
-	var all []int
-	if err == nil {
-		all, err = procs(dir)
-	}
-	if gone(err) {
-		return nil, nil
-	}
-	if err != nil || st.Nlink == 2 { // the kernel counts two links and one for each cgroup below: a listing is spared
-		return all, err
-	}
-	names, err := children(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		below, err := members(filepath.Join(dir, name))
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, below...)
-	}
-	return all, nil
-}
-
 // with returns the hierarchy that has the controller.
 func (t *Tree) with(controller string) (hierarchy, bool) {
 	i := slices.IndexFunc(t.hierarchies, func(h hierarchy) bool { return h.has(controller) })
