@@ -83,7 +83,7 @@ func (e *endpoint) configs(image string) (*runtime.PodSandboxConfig, *runtime.Co
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
 		Hostname:     "bench",
 		LogDirectory: filepath.Join(cmp.Or(isolate.Scratch(), os.TempDir()), "crid-bench-logs", name),
-		Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: e.cgroup,
+		Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: filepath.Join(e.cgroup, name), // one for each pod, as the kubelet does
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: options, Seccomp: seccomp}},
 	}
 	return pod, &runtime.ContainerConfig{
@@ -176,19 +176,11 @@ func (e *endpoint) down(ctx context.Context, p *pod) error {
 
 // memory is the proportional set size of the endpoint's processes, in bytes.
 func (e *endpoint) memory() (uint64, error) {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return 0, err
-	}
 	var total uint64
-	for _, dir := range dirs {
-		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil || !e.mine(string(cmdline)) {
-			continue
-		}
+	err := e.processes(func(dir string) {
 		rollup, err := os.ReadFile(filepath.Join(dir, "smaps_rollup"))
 		if err != nil {
-			continue // gone meanwhile
+			return // gone meanwhile
 		}
 		for line := range strings.Lines(string(rollup)) {
 			var kib uint64
@@ -196,8 +188,20 @@ func (e *endpoint) memory() (uint64, error) {
 				total += kib << 10
 			}
 		}
+	})
+	return total, err
+}
+
+// processes calls look with the directory of each of the endpoint's processes.
+func (e *endpoint) processes(look func(dir string)) error {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err == nil && e.mine(string(cmdline)) {
+			look(dir)
+		}
 	}
-	return total, nil
+	return err
 }
 
 func (e *endpoint) mine(cmdline string) bool {

@@ -1,5 +1,6 @@
 // Command bench measures CRI endpoints side by side: each call for one pod at a time, many pods at once, lists
-// and memory with many pods held; or calls beside trouble and without; or how soon crid serves again. Rounds are interleaved, so that what slows the machine slows all of them. It
+// and memory with many pods held; or what lists and figures cost the server; or calls beside trouble and without; or how
+// soon crid serves again. Rounds are interleaved, so that what slows the machine slows all of them. It
 // speaks the CRI only and knows nothing of what serves it.
 //
 // Without -endpoint it starts a crid of its own in an isolated place, and beside it a containerd when
@@ -34,6 +35,8 @@ type flags struct {
 	held       int
 	trouble    bool
 	restart    bool
+	stats      bool
+	idle       time.Duration
 }
 
 // list is a flag that may be repeated.
@@ -56,6 +59,8 @@ func main() {
 	flag.IntVar(&f.held, "held", 60, "pods held while lists and memory are measured")
 	flag.BoolVar(&f.trouble, "trouble", false, "measure beside trouble and without instead: a runtime, a plugin and a volume that hang")
 	flag.BoolVar(&f.restart, "restart", false, "measure instead how soon crid serves again with -held pods, -rounds times")
+	flag.BoolVar(&f.stats, "stats", false, "measure only lists and figures with the pods held, and what the server does when nobody asks")
+	flag.DurationVar(&f.idle, "idle", time.Minute, "how long nobody asks")
 	flag.Parse()
 	if len(f.endpoints) > 0 {
 		if err := f.given(); err != nil {

@@ -20,7 +20,11 @@ func (f flags) measure(ctx context.Context, all []*endpoint) error {
 	if err := f.pull(ctx, all); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, []*endpoint) error{f.oneAtATime, f.manyAtOnce, f.holding} {
+	parts := []func(context.Context, []*endpoint) error{f.oneAtATime, f.manyAtOnce, f.holding}
+	if f.stats {
+		parts = []func(context.Context, []*endpoint) error{f.figures}
+	}
+	for _, part := range parts {
 		if err := part(ctx, all); err != nil {
 			return err
 		}
