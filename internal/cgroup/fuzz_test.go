@@ -33,7 +33,13 @@ func FuzzFiles(f *testing.F) {
 		_, failed4 := procs(dir)
 		failed5 := kernels.read(dir, make([]byte, 16<<10), map[Figure]uint64{})
 		failed6 := blocksV2(file, &Details{})
-		for i, err := range []error{failed, failed2, failed3, failed4, failed5, failed6, table(file, map[string]*uint64{"anon": &rss})} {
+		for _, name := range []string{"io_service_bytes_recursive", "io_serviced_recursive"} {
+			if err := os.WriteFile(file+name, raw, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		failed7 := blocksV1(file, &Details{})
+		for i, err := range []error{failed, failed2, failed3, failed4, failed5, failed6, failed7, table(file, map[string]*uint64{"anon": &rss})} {
 			if err != nil && !strings.Contains(err.Error(), file) {
 				t.Errorf("reader %d: error %v does not name the file", i, err)
 			}

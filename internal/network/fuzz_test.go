@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types/create"
@@ -156,6 +157,24 @@ func FuzzLeases(f *testing.F) {
 		}
 		if id := parseLease(lease); bytes.ContainsAny([]byte(id), "\n") || !bytes.Contains(lease, []byte(id)) {
 			t.Errorf("%q is of %q", lease, id)
+		}
+	})
+}
+
+// FuzzCounters reads any text as the counters of interfaces: what comes of it is text.
+func FuzzCounters(f *testing.F) {
+	for _, s := range []string{
+		"a|b\n c|d\n lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n",
+		"\xff: 0 0 0 0 0 0 0 0 0 0 0 0\n", ": 1\n", "eth0:18446744073709551616 0 0 0 0 0 0 0 0 0 0 0", "",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		all, err := parseCounters(text)
+		for _, i := range all {
+			if !utf8.ValidString(i.Name) || i.Name == "lo" || err != nil {
+				t.Errorf("interface %q, %v", i.Name, err)
+			}
 		}
 	})
 }
