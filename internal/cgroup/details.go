@@ -126,7 +126,7 @@ func (t *Tree) Details(path string) (Details, error) {
 	if err != nil {
 		return d, fmt.Errorf("read details: %w", err)
 	}
-	for _, read := range []func(string, *Details) error{t.sheets, t.bandwidth, t.kills, t.blocks, t.hugePages} {
+	for _, read := range []func(string, *Details) error{t.sheets, t.swapLimit, t.bandwidth, t.kills, t.blocks, t.hugePages} {
 		if err := read(cleaned, &d); err != nil && !gone(err) {
 			return d, fmt.Errorf("read details of cgroup %s: %w", path, err)
 		}
@@ -204,6 +204,15 @@ func (t *Tree) bandwidth(path string, d *Details) error {
 	}
 	if d.Figures[CPUQuota], err = parseNumber(quota); err != nil {
 		return fmt.Errorf("parse cpu.max: %w", err)
+	}
+	return nil
+}
+
+// swapLimit says that what the kernel cannot limit is not limited.
+func (t *Tree) swapLimit(_ string, d *Details) error {
+	_, limited := d.Figures[MemoryLimit]
+	if _, has := d.Figures[MemorySwapLimit]; limited && !has {
+		d.Figures[MemorySwapLimit] = NoLimit
 	}
 	return nil
 }

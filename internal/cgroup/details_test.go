@@ -89,7 +89,7 @@ func TestDetailsOfRecordedFiles(t *testing.T) {
 			HugePages: []HugePages{{"2MB", 4 << 20, &peak}},
 		}},
 		{"v1 of an old kernel, without a quota, with another scheduler", "/p/crid-free", v1, Details{
-			Figures: map[Figure]uint64{CPUShares: 1024, CPUPeriod: 100000, MemoryLimit: NoLimit},
+			Figures: map[Figure]uint64{CPUShares: 1024, CPUPeriod: 100000, MemoryLimit: NoLimit, MemorySwapLimit: NoLimit},
 			Blocks:  []Block{{8, 16, "Read", 512, 1}},
 		}},
 		{"v2", "/p/crid-c", v2, Details{
