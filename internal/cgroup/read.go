@@ -56,7 +56,11 @@ func members(dir string) ([]int, error) {
 
 // procs returns the processes in one cgroup.
 func procs(dir string) ([]int, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	var space [4 << 10]byte
+	raw, err := slurp(filepath.Join(dir, "cgroup.procs"), space[:])
+	if errors.Is(err, unix.EFBIG) {
+		raw, err = os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	}
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		// A threaded v2 cgroup lists threads alone. kill(2) and pidfd_open(2) know a process by its first.
 		raw, err = os.ReadFile(filepath.Join(dir, "cgroup.threads"))

@@ -286,8 +286,11 @@ func pressure(file string) (*Pressure, error) {
 	return p, nil
 }
 
-// slurp reads a small file into space, without the costs of an os.File: stats read hundreds at a time. A file
-// that does not fit is an error.
+// fullRead is less than what the kernel gives of one of its files in one read when there is more: that is about a page.
+const fullRead = 2048
+
+// slurp reads a small file of the kernel into space, without the costs of an os.File: stats read hundreds at a time. A
+// file that does not fit is an error.
 func slurp(file string, space []byte) ([]byte, error) {
 	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -299,10 +302,13 @@ func slurp(file string, space []byte) ([]byte, error) {
 		if errors.Is(readErr, unix.EINTR) {
 			continue
 		}
-		if err = readErr; err != nil || more <= 0 {
+		if err = readErr; err != nil {
 			break
 		}
 		n += more
+		if more < fullRead {
+			break
+		}
 	}
 	if err == nil && n == len(space) {
 		err = unix.EFBIG

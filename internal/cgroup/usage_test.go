@@ -2,10 +2,12 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -223,5 +225,19 @@ func TestLimitsAreSetInAnyOrder(t *testing.T) {
 	}
 	if err := tree.SetLimits(path, Limits{"cpu.cfs_quota_us": "17592186044415"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A list of processes is as long as it is: files of any length are read to their end.
+func TestMembersOfManyProcesses(t *testing.T) {
+	for _, n := range []int{0, 1, 400, 700, 5000} {
+		var list strings.Builder
+		for pid := range n {
+			fmt.Fprintln(&list, pid+10000)
+		}
+		tree := &Tree{hierarchies: []hierarchy{{dir: recorded(t, map[string]string{"p/cgroup.procs": list.String()}), controllers: []string{"pids"}}}}
+		if pids, err := tree.Members("/p"); len(pids) != n || err != nil || n > 0 && pids[n-1] != 10000+n-1 {
+			t.Errorf("%d of %d members, %v", len(pids), n, err)
+		}
 	}
 }
