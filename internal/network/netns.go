@@ -111,7 +111,11 @@ func openIn(path, name string) (*os.File, error) {
 		}
 		done <- errors.Join(err, back)
 	}()
-	return file, <-done
+	err = <-done
+	if err != nil && file != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, err
 }
 
 // parseCounters reads /proc/net/dev: two lines of headings, then a line for each interface, of its name and 16 numbers.
