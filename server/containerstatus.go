@@ -28,17 +28,18 @@ func (s *runtimeService) StreamContainers(r *runtime.StreamContainersRequest, st
 func (s *Server) containerItems(f *runtime.ContainerFilter) items {
 	return func(yield func([]byte, error) bool) {
 		for _, c := range s.containers.List() {
-			if visible(c) && wantsContainer(f, c) && !yield(encodeContainer(c)) {
+			status := c.Status() // once: what is told is what was asked for
+			if visible(c) && wantsContainer(f, c, status) && !yield(encodeContainer(c, status)) {
 				return
 			}
 		}
 	}
 }
 
-func wantsContainer(f *runtime.ContainerFilter, c ContainerRecord) bool {
+func wantsContainer(f *runtime.ContainerFilter, c ContainerRecord, status container.Status) bool {
 	return named(c.ID(), f.GetId()) &&
 		named(c.PodID(), f.GetPodSandboxId()) &&
-		(f.GetState() == nil || f.GetState().GetState() == toContainerState(c.Status().State)) &&
+		(f.GetState() == nil || f.GetState().GetState() == toContainerState(status.State)) &&
 		matches(c.Config().GetLabels(), f.GetLabelSelector())
 }
 
@@ -50,8 +51,7 @@ type containerStamp struct {
 	imageRef, imageID string
 }
 
-func encodeContainer(c Container) ([]byte, error) {
-	status := c.Status()
+func encodeContainer(c Container, status container.Status) ([]byte, error) {
 	stamp := containerStamp{c.Config(), status.State, status.CreatedAt.UnixNano(), status.ImageRef, status.ImageID}
 	return encodeOnce(c.Memo(), stamp, func() proto.Message { return toContainerItem(c, status) })
 }

@@ -370,3 +370,32 @@ func processorTime(b *testing.B) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// hasty is a container that ends after it was looked at a number of times.
+type hasty struct {
+	Container
+	looks *int
+}
+
+func (c hasty) Status() container.Status {
+	s := c.Container.Status()
+	if *c.looks--; *c.looks < 0 {
+		s.State = container.Exited
+	}
+	return s
+}
+
+// A list of those that run must not have one that has ended, though it ends meanwhile.
+func TestAFilteredListTellsWhatItAskedFor(t *testing.T) {
+	for looks := range 4 {
+		h := crowded(1, "")
+		h.server.containers = listing{h.containers, []Container{hasty{h.containers.List()[0], &looks}}}
+		running := &runtime.ContainerStateValue{State: runtime.ContainerState_CONTAINER_RUNNING}
+		for raw, err := range h.server.containerItems(&runtime.ContainerFilter{State: running}) {
+			list := &runtime.ListContainersResponse{}
+			if err := errors.Join(err, proto.Unmarshal(raw, list)); err != nil || list.Containers[0].State != running.State {
+				t.Errorf("%v, %v", list, err)
+			}
+		}
+	}
+}

@@ -144,7 +144,8 @@ func (s *runtimeService) StreamPodSandboxes(r *runtime.StreamPodSandboxesRequest
 func (s *Server) podItems(f *runtime.PodSandboxFilter) items {
 	return func(yield func([]byte, error) bool) {
 		for _, pod := range s.pods.List() {
-			if wantsPod(f, pod) && !yield(encodePod(pod)) {
+			status := pod.Status() // once: what is told is what was asked for
+			if wantsPod(f, pod, status) && !yield(encodePod(pod, status)) {
 				return
 			}
 		}
@@ -167,9 +168,9 @@ func (s *Server) getPod(id string) (Pod, error) {
 	return pod, nil
 }
 
-func wantsPod(f *runtime.PodSandboxFilter, pod Pod) bool {
+func wantsPod(f *runtime.PodSandboxFilter, pod Pod, status sandbox.Status) bool {
 	return named(pod.ID(), f.GetId()) &&
-		(f.GetState() == nil || f.GetState().GetState() == toPodState(pod.Status().State)) &&
+		(f.GetState() == nil || f.GetState().GetState() == toPodState(status.State)) &&
 		matches(pod.Config().GetLabels(), f.GetLabelSelector())
 }
 
@@ -180,8 +181,7 @@ type podStamp struct {
 	createdAt int64
 }
 
-func encodePod(pod Pod) ([]byte, error) {
-	status := pod.Status()
+func encodePod(pod Pod, status sandbox.Status) ([]byte, error) {
 	stamp := podStamp{pod.Config(), status.State, status.CreatedAt.UnixNano()}
 	return encodeOnce(pod.Memo(), stamp, func() proto.Message { return toPodItem(pod, status) })
 }
