@@ -8,3 +8,8 @@ import _ "embed" // for the files below
 //
 //go:embed crid.toml
 var TOML string
+
+// Unit is crid.service, as `make install` installs it.
+//
+//go:embed crid.service
+var Unit string

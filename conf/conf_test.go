@@ -27,7 +27,8 @@ func TestTheUnitStartsWhatIsInstalled(t *testing.T) {
 // Without any of these, containers would end with crid, or crid before them.
 func TestTheUnitLetsContainersLive(t *testing.T) {
 	unit := read(t, "crid.service")
-	for _, line := range []string{"Type=notify", "KillMode=process", "Delegate=yes", "TasksMax=infinity", "OOMScoreAdjust=-999", "RuntimeDirectoryPreserve=yes"} {
+	for _, line := range []string{"Type=notify", "KillMode=process", "Delegate=yes", "TasksMax=infinity", "OOMScoreAdjust=-999",
+		"RuntimeDirectoryPreserve=yes", "Restart=always", "StartLimitIntervalSec=0", "WatchdogSec=60", "NotifyAccess=main", "OOMPolicy=continue"} {
 		if !strings.Contains(unit, "\n"+line+"\n") {
 			t.Errorf("the unit has no line %q", line)
 		}

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
-
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/server"
 )
@@ -31,14 +29,19 @@ func serve(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	adopt(log)
+	told, err := findManager(log)
+	if err != nil {
+		return err
+	}
 	ctx, unhook := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer unhook()
 	context.AfterFunc(ctx, unhook) // a second signal ends crid at once
-	return run(ctx, cfg, log)
+	return run(ctx, cfg, told)
 }
 
 // run holds the roots for as long as it works in them.
-func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
+func run(ctx context.Context, cfg config.Config, told manager) (err error) {
+	log := told.log
 	held, err := lockToServe(ctx, places{cfg}, log)
 	if err != nil {
 		return err
@@ -69,17 +72,20 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	stopAdmin := startAdmin(ctx, r)
 	go r.collect(ctx)                          // ends with ctx, at the latest
 	go r.survey.monitors.WatchLogs(ctx, r.log) // ends with ctx, or hangs with a log's filesystem
-	notify(log, daemon.SdNotifyReady)
+	stopWatch, err := r.watch(ctx, told)
+	if err != nil {
+		return errors.Join(err, l.Close(), stopDebug(), stopAdmin(), r.close(ctx))
+	}
 	log.Info("crid serves", "version", versionString(), "socket", cfg.Socket, "pods", len(r.pods.List()), "containers", len(r.containers.List()))
 	context.AfterFunc(ctx, func() {
-		notify(log, daemon.SdNotifyStopping)
+		told.say(sayStopping)
 		r.containers.Hurry() // the server waits for its calls, some of which may only wait
 	})
 	err = s.Serve(ctx, l)
 	log.Info("crid ends; containers stay", "containers", len(r.containers.List()))
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
 	defer cancel()
-	return errors.Join(err, stopDebug(), stopAdmin(), r.close(end))
+	return errors.Join(err, stopWatch(), stopDebug(), stopAdmin(), r.close(end))
 }
 
 // startDebug serves the debug socket, if there is to be one, until the function it returns is called.
@@ -121,9 +127,16 @@ func lockToServe(ctx context.Context, p places, log *slog.Logger) (locks, error)
 	}
 }
 
-// notify tells systemd, if it started crid.
-func notify(log *slog.Logger, what string) {
-	if _, err := daemon.SdNotify(false, what); err != nil {
-		log.Warn("systemd was not told", "what", what, "err", err)
+// watch tells the service manager that crid is ready, and from then on that it is alive.
+func (r *rooms) watch(ctx context.Context, told manager) (stop func() error, err error) {
+	ask, closing, err := answers(r.cfg.Socket)
+	if err != nil {
+		return nil, err
 	}
+	status := func() string {
+		return fmt.Sprintf("%d pods, %d containers", len(r.pods.List()), len(r.containers.List()))
+	}
+	told.say(sayReady + "\n" + sayStatus + status())
+	go told.watched(ctx, ask, status) // ends with ctx: what is stopping is not watched
+	return closing, nil
 }
