@@ -24,6 +24,7 @@ type Events interface {
 type Facts struct {
 	Version  string         // of crid
 	Handlers []fact.Handler // found at start, the default first
+	Systemd  bool           // systemd makes the cgroups
 }
 
 // knows tells whether a pod may ask for the handler name.

@@ -72,9 +72,11 @@ func toHandlers(handlers []fact.Handler) []*runtime.RuntimeHandler {
 }
 
 func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
-	return &runtime.RuntimeConfigResponse{
-		Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: runtime.CgroupDriver_CGROUPFS},
-	}, nil
+	driver := runtime.CgroupDriver_CGROUPFS
+	if s.facts.Systemd {
+		driver = runtime.CgroupDriver_SYSTEMD
+	}
+	return &runtime.RuntimeConfigResponse{Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
 // UpdateRuntimeConfig brings the pod CIDR of the node. The network plugins have their own ways to learn it,

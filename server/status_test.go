@@ -63,6 +63,11 @@ func TestTheCgroupDriverAndThePodCIDR(t *testing.T) {
 	same(t, got, &runtime.RuntimeConfigResponse{
 		Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: runtime.CgroupDriver_CGROUPFS},
 	})
+	h.server.facts.Systemd = true
+	got, err = h.runtime.RuntimeConfig(t.Context(), &runtime.RuntimeConfigRequest{})
+	if err != nil || got.GetLinux().GetCgroupDriver() != runtime.CgroupDriver_SYSTEMD {
+		t.Errorf("with the systemd driver: %v, %v", got, err)
+	}
 	if _, err := h.runtime.UpdateRuntimeConfig(t.Context(), &runtime.UpdateRuntimeConfigRequest{
 		RuntimeConfig: &runtime.RuntimeConfig{NetworkConfig: &runtime.NetworkConfig{PodCidr: "10.1.0.0/16"}},
 	}); err != nil {

@@ -119,7 +119,7 @@ func (s *survey) measure(ctx context.Context, f *fsck.Finding) {
 		if s.images != nil {
 			path = filepath.Join(s.images.Dir(), "overlay", f.Name)
 		}
-	case fsck.Mount, fsck.Namespace, fsck.Process, fsck.Image, fsck.StoreLease:
+	case fsck.Mount, fsck.Namespace, fsck.Process, fsck.Image, fsck.StoreLease, fsck.Unit:
 		return
 	}
 	if u, err := storage.Measure(ctx, path); err == nil && u.Inodes > 0 {

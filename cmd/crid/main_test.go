@@ -84,7 +84,7 @@ func TestTheCommandsAboutConfiguration(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"config", "default"}, `#cgroup_parent = "/crid"`},
+		{[]string{"config", "default"}, `#cgroup_parent = ""`},
 		{[]string{"config", "dump", "--config", file}, `log_level = "warn"`},
 		{[]string{"config", "dump", "--config", file, "--root", "/other", "--socket", "/s"}, "root = \"/other\""},
 		{[]string{"config", "check", "--config", file}, "is valid"},

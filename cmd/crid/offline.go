@@ -53,9 +53,16 @@ func lookOffline(ctx context.Context, p places, look func(*survey) ([]fsck.Findi
 	if s.host, err = host.Probe(); err != nil {
 		return nil, err
 	}
-	if s.cgroups, err = cgroup.Open(s.host); err != nil {
+	tree, err := cgroup.Open(s.host)
+	if err != nil {
 		return nil, err
 	}
+	chosen, manager, err := chooseDriver(p.Config)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, manager.Close()) }()
+	s.cgroups, s.parent = cgroup.Driver{Tree: tree, Units: unitsOf(manager)}, chosen.parent
 	s.images, err = storage.ViewImages(p.images())
 	if err != nil && !errors.Is(err, errdef.NotFound) {
 		return nil, err

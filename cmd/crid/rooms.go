@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/event"
@@ -38,7 +37,7 @@ type rooms struct {
 	log  *slog.Logger
 	host fact.Host
 
-	cgroups    *cgroup.Tree
+	cgroups    cgroups
 	programs   programs
 	additions  additions
 	events     *event.Bus[event.Event]
@@ -124,10 +123,10 @@ func (r *rooms) openHost(ctx context.Context) error {
 	if r.host, err = host.Probe(); err != nil {
 		return err
 	}
-	if r.cgroups, err = cgroup.Open(r.host); err != nil {
+	if err := r.openCgroups(); err != nil {
 		return err
 	}
-	if r.programs, err = findPrograms(ctx, r.cfg.Config, r.cgroups); err != nil {
+	if r.programs, err = findPrograms(ctx, r.cfg.Config, r.cgroups.Tree); err != nil {
 		return err
 	}
 	r.warnings = append(r.warnings, r.programs.warnings...)
@@ -209,6 +208,7 @@ func (r *rooms) openContainers(context.Context) error {
 			SeccompDir:   r.cfg.SeccompDir,
 			Roots:        []string{r.cfg.Root, r.cfg.Runroot},
 			PauseRoot:    pauseRoot,
+			Cgroups:      r.cgroups.Names,
 		},
 		Additions: container.Additions{Devices: r.additions.devices, Hooks: r.additions.hooks, Security: r.additions.security},
 	})
@@ -242,8 +242,9 @@ func (r *rooms) openPods(context.Context) error {
 		Config: sandbox.Config{
 			BootID:       r.host.BootID,
 			Sysctls:      pairs(r.cfg.DefaultSysctls),
-			CgroupParent: r.cfg.CgroupParent,
+			CgroupParent: r.cgroups.parent,
 			OwnParent:    own,
+			Cgroups:      r.cgroups.Names,
 		},
 		Records:    records,
 		Tombstones: tombstones,
@@ -264,7 +265,7 @@ func (r *rooms) openPods(context.Context) error {
 // openSurvey lets the rooms tell what they know to whoever looks at what is there.
 func (r *rooms) openSurvey(context.Context) error {
 	s := r.survey
-	s.host, s.cgroups, s.pins, s.network, s.images, s.idle = r.host, r.cgroups, r.cfg.pinner(), r.network, r.images, r.rootfs.Idle
+	s.host, s.cgroups, s.parent, s.pins, s.network, s.images, s.idle = r.host, r.cgroups.Driver, r.cgroups.parent, r.cfg.pinner(), r.network, r.images, r.rootfs.Idle
 	s.known = func() (known, error) {
 		return known{pods: r.pods.Standings(), containers: r.containers.Standings(), tombstones: r.pods.Tombstones()}, nil
 	}
@@ -282,21 +283,24 @@ func openRecords[T any](r *rooms, kind string, version int) (*state.Dir[T], erro
 }
 
 // claimCgroupParent tells whether the default cgroup parent is crid's to remove: it is unless it was there
-// before crid first came. A note in runroot keeps that over restarts; a reboot takes both away.
+// before crid first came, or is a slice. A note in runroot keeps that over restarts; a reboot takes both away.
 func (r *rooms) claimCgroupParent() (own bool, err error) {
+	if r.cgroups.Systemd {
+		return false, nil
+	}
 	note := filepath.Join(r.cfg.Runroot, "cgroup-parent")
 	said, err := os.ReadFile(note)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("read note: %w", err)
 	}
-	if string(said) == r.cfg.CgroupParent {
+	if string(said) == r.cgroups.parent {
 		return true, nil
 	}
-	there, err := r.cgroups.Exists(r.cfg.CgroupParent)
+	there, err := r.cgroups.Exists(r.cgroups.parent)
 	if err != nil || there {
 		return false, err
 	}
-	if err := os.WriteFile(note, []byte(r.cfg.CgroupParent), 0o600); err != nil {
+	if err := os.WriteFile(note, []byte(r.cgroups.parent), 0o600); err != nil {
 		return false, fmt.Errorf("write note: %w", err)
 	}
 	failpoint.Hit("crid/open/parent-noted")

@@ -31,7 +31,8 @@ import (
 type survey struct {
 	places   places
 	host     fact.Host
-	cgroups  *cgroup.Tree
+	cgroups  cgroup.Driver
+	parent   string // the default cgroup parent
 	pins     *ns.Pinner
 	network  *network.CNI
 	monitors *monitor.Launcher
@@ -76,7 +77,8 @@ func (s *survey) inventory(ctx context.Context, contents bool) (fsck.Inventory, 
 	inv.Before = s.owners(before)
 	ev := evidence{podArgs: map[string]map[string]string{}, foreign: map[string]bool{}, adjacent: s.beside(before), others: othersRun()}
 	for _, list := range []func() ([]fsck.Thing, error){
-		s.rootfsThings, s.podThings, s.cgroupThings, s.strayMounts,
+		s.rootfsThings, s.podThings, s.strayMounts,
+		func() ([]fsck.Thing, error) { return s.cgroupThings(ctx) },
 		func() ([]fsck.Thing, error) { return s.recordThings(before) },
 		func() ([]fsck.Thing, error) { return s.monitorThings(before, ev) },
 		func() ([]fsck.Thing, error) { return s.networkThings(before, ev) },
@@ -97,7 +99,7 @@ func (s *survey) inventory(ctx context.Context, contents bool) (fsck.Inventory, 
 
 // beside are the cgroup parents of pods, and what they are in: an orphan's pod was there.
 func (s *survey) beside(k known) []string {
-	all := []string{s.places.CgroupParent}
+	all := []string{s.parent}
 	for _, p := range k.pods {
 		if parent := p.Record.CgroupParent; parent != "" {
 			all = append(all, parent)
@@ -220,13 +222,19 @@ func (s *survey) podThings() ([]fsck.Thing, error) {
 	return all, err
 }
 
-func (s *survey) cgroupThings() ([]fsck.Thing, error) {
+// cgroupThings are cgroups, and the scopes of systemd that have lost theirs and stay, as those do that have failed.
+func (s *survey) cgroupThings(ctx context.Context) ([]fsck.Thing, error) {
+	scopes, scopesErr := s.cgroups.Scopes(ctx, idForm.MatchString)
 	leaves, err := s.cgroups.Survey(idForm.MatchString)
 	var all []fsck.Thing
 	for path, id := range leaves {
+		delete(scopes, filepath.Base(path))
 		all = append(all, fsck.Thing{Kind: fsck.Cgroup, Name: path, Of: fsck.Ref{Kind: fsck.Container, ID: id}, Shared: true})
 	}
-	return all, err
+	for name, id := range scopes {
+		all = append(all, fsck.Thing{Kind: fsck.Unit, Name: name, Of: fsck.Ref{Kind: fsck.Container, ID: id}, Shared: true})
+	}
+	return all, errors.Join(scopesErr, err)
 }
 
 // monitorThings are the files of monitors, and their processes.

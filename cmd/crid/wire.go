@@ -31,7 +31,7 @@ func newServer(r *rooms, streams *stream.Server) (*server.Server, error) {
 		return nil, err
 	}
 	return server.New(server.Deps{
-		Facts:      server.Facts{Version: versionString(), Handlers: r.programs.facts},
+		Facts:      server.Facts{Version: versionString(), Handlers: r.programs.facts, Systemd: r.cgroups.Systemd},
 		Pods:       pods{r.pods},
 		Containers: containers{r.containers, r.cfg.monitors()},
 		Images:     r.images,
@@ -61,6 +61,7 @@ func (r *rooms) info(inForce any) map[string]any {
 			"handlers":   r.handlerInfo(),
 			"kernel":     r.host.Kernel,
 			"cgroups":    r.host.Cgroup.String(),
+			"driver":     fmt.Sprintf("%s: %s", r.cgroups.Names, r.cgroups.why),
 			"warnings":   listed(slices.Concat(r.warnings, r.foundWarnings(), r.additionFaults(), r.images.Warnings(), r.rootfs.Warnings())),
 			"operations": r.operationInfo(),
 			"tombstones": listed(r.pods.Tombstones()),
@@ -225,7 +226,7 @@ func (a containers) Spec(id string) ([]byte, error) {
 }
 
 func (r *rooms) openStats() *stats.Reader {
-	reader := stats.New(stats.Deps{Cgroups: r.cgroups, Layer: r.layerOf, Interfaces: interfacesOf, Log: r.log})
+	reader := stats.New(stats.Deps{Cgroups: r.cgroups.Tree, Layer: r.layerOf, Interfaces: interfacesOf, Log: r.log})
 	r.onClose("statistics", func(context.Context) error { reader.Close(); return nil })
 	return reader
 }

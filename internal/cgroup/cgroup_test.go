@@ -23,9 +23,9 @@ import (
 func TestLifeOfALeaf(t *testing.T) {
 	modes(t, func(t *testing.T, tree *Tree) {
 		top := parent(t, tree)
-		leaf := create(t, tree, Leaf(top, "a"))
+		leaf := create(t, tree, Names{}.Leaf(top, "a"))
 		create(t, tree, leaf) // repeatable
-		monitor := create(t, tree, MonitorLeaf(top, "b"))
+		monitor := create(t, tree, Names{}.MonitorLeaf(top, "b"))
 		create(t, tree, top, "other")
 		if ids, err := tree.Leaves(top); err != nil || !slices.Equal(ids, []string{"a", "b"}) {
 			t.Errorf("leaves %q, %v", ids, err)
@@ -84,7 +84,7 @@ func TestLifeOfALeaf(t *testing.T) {
 // and end of themselves should the test be wrong.
 func TestKillEndsWhatForksMeanwhile(t *testing.T) {
 	modes(t, func(t *testing.T, tree *Tree) {
-		leaf := create(t, tree, Leaf(parent(t, tree), "hopping"))
+		leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "hopping"))
 		first := shell(t, tree, leaf, `
 			hop() { n=$((n+1)); [ $n -lt 20000 ] || exit; hop & exit; }
 			n=0; hop & hop & hop & echo ready; exec sleep 100`)
@@ -103,7 +103,7 @@ func TestKillEndsWhatForksMeanwhile(t *testing.T) {
 // A container that was paused, or that froze a cgroup of its own, dies all the same.
 func TestKillEndsTheFrozen(t *testing.T) {
 	modes(t, func(t *testing.T, tree *Tree) {
-		leaf := create(t, tree, Leaf(parent(t, tree), "frozen"))
+		leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "frozen"))
 		deep := create(t, tree, leaf, "deep")
 		outer := shell(t, tree, leaf, "echo ready; sleep 100")
 		inner := shell(t, tree, deep, "echo ready; sleep 100")
@@ -138,7 +138,7 @@ func freeze(t *testing.T, tree *Tree, path string, frozen bool) {
 func TestKillNamesWhoSurvives(t *testing.T) {
 	tree := open(t, fact.CgroupV1) // there a frozen parent keeps its children from dying
 	top := parent(t, tree)
-	leaf := create(t, tree, Leaf(top, "stuck"))
+	leaf := create(t, tree, Names{}.Leaf(top, "stuck"))
 	stuck := shell(t, tree, leaf, "echo ready; exec sleep 100")
 	freeze(t, tree, top, true)
 	defer freeze(t, tree, top, false)
@@ -166,7 +166,7 @@ func TestKillNamesWhoSurvives(t *testing.T) {
 
 func TestNobodyKillsItself(t *testing.T) {
 	tree := open(t, fact.CgroupV1)
-	leaf := create(t, tree, Leaf(parent(t, tree), "own"))
+	leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "own"))
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), killer+"="+leaf)
 	c := begin(t, cmd)
@@ -184,7 +184,7 @@ func TestNobodyKillsItself(t *testing.T) {
 // A pid that cannot be seen reads as 0, and a signal to 0 would go to crid's own process group.
 func TestForeignPIDNamespaceIsNotHarmful(t *testing.T) {
 	tree := open(t, fact.CgroupV2)
-	leaf := create(t, tree, Leaf(parent(t, tree), "outside"))
+	leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "outside"))
 	outside := shell(t, tree, leaf, "echo ready; exec sleep 100")
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), killer+"="+leaf, killerMode+"=v2")
@@ -201,7 +201,7 @@ func TestForeignPIDNamespaceIsNotHarmful(t *testing.T) {
 
 func TestOOMKills(t *testing.T) {
 	tree := open(t, fact.CgroupV1)
-	leaf := create(t, tree, Leaf(parent(t, tree), "oom"))
+	leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "oom"))
 	if n, err := tree.OOMKills(leaf); err != nil || n != 0 {
 		t.Errorf("got %d, %v", n, err)
 	}
@@ -269,7 +269,7 @@ func TestRefusals(t *testing.T) {
 func TestAbsenceIsFine(t *testing.T) {
 	modes(t, func(t *testing.T, tree *Tree) {
 		top := parent(t, tree)
-		leaf := Leaf(top+"/never/made", "a")
+		leaf := Names{}.Leaf(top+"/never/made", "a")
 		if pids, err := tree.Pids(leaf); err != nil || len(pids) > 0 {
 			t.Errorf("pids %v, %v", pids, err)
 		}
@@ -299,7 +299,7 @@ func TestCreateWinsAgainstRemoveEmpty(t *testing.T) {
 		for i := range 4 {
 			all.Go(func() {
 				for range 30 {
-					leaf := Leaf(shared, strconv.Itoa(i))
+					leaf := Names{}.Leaf(shared, strconv.Itoa(i))
 					err := tree.Create(leaf)
 					for _, h := range tree.hierarchies {
 						_, statErr := os.Stat(h.dir + leaf)
@@ -327,7 +327,7 @@ func BenchmarkLeaf(b *testing.B) {
 	}
 	top := isolate.CgroupParent()
 	for i := range b.N {
-		path := Leaf(top, strconv.Itoa(i))
+		path := Names{}.Leaf(top, strconv.Itoa(i))
 		cmd := exec.Command("sleep", "100")
 		if err := errors.Join(cmd.Start(), tree.Create(path)); err != nil {
 			b.Fatal(err)

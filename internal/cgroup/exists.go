@@ -31,7 +31,7 @@ func (t *Tree) Exists(path string) (bool, error) {
 // cgroup of the machine: it is for what no record tells of.
 func (t *Tree) Find(id string) ([]string, error) {
 	var found []string
-	for _, name := range []string{ours + id, oursMonitor + id} {
+	for _, name := range []string{ours + id, ours + id + scopeSuffix, oursMonitor + id, oursMonitor + id + scopeSuffix} {
 		for _, h := range t.hierarchies {
 			err := walk(h.dir, func(dir string) error {
 				path := strings.TrimPrefix(dir, h.dir)
@@ -54,8 +54,7 @@ func (t *Tree) Survey(isID func(id string) bool) (map[string]string, error) {
 	found := map[string]string{}
 	for _, h := range t.hierarchies {
 		err := walk(h.dir, func(dir string) error {
-			name, named := strings.CutPrefix(filepath.Base(dir), ours)
-			if id := strings.TrimPrefix(name, strings.TrimPrefix(oursMonitor, ours)); named && isID(id) {
+			if id, named := idOf(filepath.Base(dir)); named && isID(id) {
 				found[strings.TrimPrefix(dir, h.dir)] = id
 				return fs.SkipDir
 			}

@@ -61,10 +61,10 @@ func TestChoose(t *testing.T) {
 
 func TestLeafNames(t *testing.T) {
 	for got, want := range map[string]string{
-		Leaf("/kubepods/podx", "a"):         "/kubepods/podx/crid-a",
-		Leaf("", "a"):                       "/crid-a",
-		Leaf("crid", "a"):                   "/crid/crid-a",
-		MonitorLeaf("/kubepods/podx/", "a"): "/kubepods/podx/crid-mon-a",
+		Names{}.Leaf("/kubepods/podx", "a"):         "/kubepods/podx/crid-a",
+		Names{}.Leaf("", "a"):                       "/crid-a",
+		Names{}.Leaf("crid", "a"):                   "/crid/crid-a",
+		Names{}.MonitorLeaf("/kubepods/podx/", "a"): "/kubepods/podx/crid-mon-a",
 	} {
 		if got != want {
 			t.Errorf("got %s, want %s", got, want)

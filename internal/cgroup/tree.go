@@ -1,5 +1,5 @@
 // Package cgroup makes, reads, empties and removes control groups through the file system, on cgroup v1, hybrid
-// and v2. It does not know pods or containers: it is handed paths, and destroys only what bears crid's name.
+// and v2, and has systemd make and forget those that are its units. It does not know pods or containers: it is handed paths, and destroys only what bears crid's name.
 package cgroup
 
 import (
@@ -18,12 +18,7 @@ import (
 	"github.com/crid/crid/internal/fact"
 )
 
-const (
-	mountRoot = "/sys/fs/cgroup"
-
-	ours        = "crid-"     // starts the name of every cgroup that crid may kill or remove
-	oursMonitor = "crid-mon-" // of those, the monitors'
-)
+const mountRoot = "/sys/fs/cgroup"
 
 // Tree is every hierarchy of control groups that counts, seen as one: a path names the same group in each of
 // them. Paths are absolute within a hierarchy and hold no ".."; others are errdef.Invalid. It has no state of its own
@@ -89,12 +84,6 @@ func choose(mounts []*mountinfo.Info, host fact.Host) []hierarchy {
 	}
 	return chosen
 }
-
-// Leaf returns the path of a container's cgroup.
-func Leaf(parent, id string) string { return filepath.Join("/", parent, ours+id) }
-
-// MonitorLeaf returns the path of the cgroup of a container's monitor.
-func MonitorLeaf(parent, id string) string { return filepath.Join("/", parent, oursMonitor+id) }
 
 // clean returns path as it is joined to the directory of a hierarchy.
 func clean(path string) (string, error) {

@@ -32,9 +32,9 @@ func (c Config) check(from origin) []error {
 	k.paths(c)
 	k.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	k.oneOf("log_format", c.LogFormat, "text", "json")
-	k.oneOf("cgroup_driver", c.CgroupDriver, "cgroupfs")
+	k.oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
 	k.oneOf("images.image_volumes", c.Images.ImageVolumes, "bind", "mkdir", "ignore")
-	k.cgroupParent(c.CgroupParent)
+	k.cgroupParent(c.CgroupDriver, c.CgroupParent)
 	k.sysctls(c.DefaultSysctls)
 	k.network(c.Network)
 	k.streaming(c.Streaming)
@@ -139,9 +139,18 @@ func (k *checker) oneOf(key, value string, allowed ...string) {
 	}
 }
 
-func (k *checker) cgroupParent(value string) {
-	if !filepath.IsAbs(value) || filepath.Clean(value) != value || value == "/" {
-		k.fault("cgroup_parent", "%q must be a clean path below the root cgroup, such as /crid", value)
+// cgroupParent accepts a path for cgroupfs and a slice for systemd. auto takes either, but not both can be meant.
+func (k *checker) cgroupParent(driver, value string) {
+	isPath := filepath.IsAbs(value) && filepath.Clean(value) == value && value != "/"
+	isSlice := strings.HasSuffix(value, ".slice")
+	switch {
+	case value == "":
+	case driver == "systemd" && !isSlice:
+		k.fault(k.set("cgroup_parent", "cgroup_driver"), "%q must be a slice of systemd, such as system.slice", value)
+	case driver == "cgroupfs" && (!isPath || isSlice):
+		k.fault(k.set("cgroup_parent", "cgroup_driver"), "%q must be a clean path below the root cgroup, such as /crid", value)
+	case driver == "auto":
+		k.fault("cgroup_parent", "%q goes with one driver: set cgroup_driver to systemd or cgroupfs, too", value)
 	}
 }
 

@@ -85,8 +85,7 @@ func Default() Config {
 		Socket:         "/run/crid/crid.sock",
 		Diagnosis:      Diagnosis{LogLevel: "info", LogFormat: "text"},
 		Conmon:         "conmon",
-		CgroupDriver:   "cgroupfs",
-		CgroupParent:   "/crid",
+		CgroupDriver:   "auto",
 		DefaultSysctls: []string{"net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"},
 		Additions: Additions{
 			SeccompDir:  "/var/lib/kubelet/seccomp",

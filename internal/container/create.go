@@ -103,8 +103,8 @@ func (m *Manager) draft(r Request) (*Container, error) {
 		ImageID:       r.Image.ID,
 		ImageRef:      imageRef(r.Image, r.Config.GetImage().GetUserSpecifiedImage()),
 		Volumes:       volumesOf(r),
-		Cgroup:        cgroup.Leaf(r.Pod.CgroupParent, id),
-		MonitorCgroup: cgroup.MonitorLeaf(r.Pod.CgroupParent, id),
+		Cgroup:        m.deps.Options.Cgroups.Leaf(r.Pod.CgroupParent, id),
+		MonitorCgroup: m.deps.Options.Cgroups.MonitorLeaf(r.Pod.CgroupParent, id),
 		LogPath:       logPath(r),
 		StopSignal:    spec.CRISignal(signal),
 		Signal:        int(signal),
@@ -312,17 +312,18 @@ func (c *Container) launch(ctx context.Context, s *specs.Spec) (Process, monitor
 	c.template.Store(s.Process)
 	rt := c.m.deps.Handlers[c.plan.Handler].Runtime.Config()
 	return c.m.deps.Monitors.Start(ctx, monitor.Spec{
-		ID:          c.id,
-		Name:        cmp.Or(c.plan.Key.Name, pauseName),
-		Runtime:     rt.Path,
-		RuntimeRoot: rt.Root,
-		Config:      raw,
-		LogPath:     c.plan.LogPath,
-		Cgroup:      c.plan.MonitorCgroup,
-		Terminal:    c.config.GetTty(),
-		Stdin:       c.config.GetStdin(),
-		StdinOnce:   c.config.GetStdinOnce(),
-		Env:         []string{"PATH=" + monitorPath},
+		ID:            c.id,
+		Name:          cmp.Or(c.plan.Key.Name, pauseName),
+		Runtime:       rt.Path,
+		RuntimeRoot:   rt.Root,
+		Config:        raw,
+		LogPath:       c.plan.LogPath,
+		Cgroup:        c.plan.MonitorCgroup,
+		Terminal:      c.config.GetTty(),
+		Stdin:         c.config.GetStdin(),
+		StdinOnce:     c.config.GetStdinOnce(),
+		SystemdCgroup: cgroup.IsScope(c.plan.Cgroup),
+		Env:           []string{"PATH=" + monitorPath},
 	})
 }
 

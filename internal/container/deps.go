@@ -46,10 +46,11 @@ type Additions struct {
 
 // Options is what an operator may choose, and where things lie.
 type Options struct {
-	ImageVolumes string   // what becomes of an image's VOLUMEs: "bind", "mkdir" or "ignore"
-	SeccompDir   string   // where relative names of Localhost profiles are looked up
-	Roots        []string // crid's own directories: a hostPath over one of them is mounted at most rslave
-	PauseRoot    string   // directory with the pause program, the root filesystem of pauses
+	ImageVolumes string       // what becomes of an image's VOLUMEs: "bind", "mkdir" or "ignore"
+	SeccompDir   string       // where relative names of Localhost profiles are looked up
+	Roots        []string     // crid's own directories: a hostPath over one of them is mounted at most rslave
+	PauseRoot    string       // directory with the pause program, the root filesystem of pauses
+	Cgroups      cgroup.Names // what new containers' cgroups are called
 }
 
 // The values of Options.ImageVolumes.
@@ -137,11 +138,11 @@ type ImageMounts interface {
 
 // Cgroups reads and clears cgroups, all hierarchies at once.
 type Cgroups interface {
-	Pids(path string) ([]int, error)               // absent = none
-	Kill(ctx context.Context, path string) error   // until empty; the error names who survived
-	Remove(ctx context.Context, path string) error // Kill, then rmdir; absent is fine
-	OOMKills(path string) (uint64, error)          // of processes in it
-	Find(id string) ([]string, error)              // paths of a container's cgroups, its own first; slow
+	Pids(path string) ([]int, error)                       // absent = none
+	Kill(ctx context.Context, path string) error           // until empty; the error names who survived
+	Remove(ctx context.Context, path string) error         // Kill, then rmdir; absent is fine
+	OOMKills(path string) (uint64, error)                  // of processes in it
+	Find(ctx context.Context, id string) ([]string, error) // paths of a container's cgroups, its own first; slow
 }
 
 // Limits reads and writes what limits a cgroup.

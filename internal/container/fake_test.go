@@ -59,6 +59,7 @@ type script struct {
 	endAtStart *monitor.Exit    // the process ends as soon as it is started
 	startError error            // the runtime's `start` answers this
 	oomKills   uint64           // of every cgroup
+	noCount    error            // there is no such count
 	onSignal   func(sig string) // is told each signal
 	limits     cgroup.Limits    // of every cgroup
 	inUse      uint64           // bytes of memory, of every cgroup
@@ -79,6 +80,7 @@ type mainProcess struct {
 	id, name  string
 	cgroup    string
 	monitor   string // the monitor's cgroup
+	systemd   bool   // that made the cgroup
 	ref       monitor.Ref
 	alive     bool
 	monitored bool          // the monitor lives
@@ -267,7 +269,7 @@ func (f fakeMonitors) Start(_ context.Context, s monitor.Spec) (Process, monitor
 			return err
 		}
 		f.pid += 2
-		p = &mainProcess{h: f.host, id: s.ID, name: s.Name, cgroup: config.Linux.CgroupsPath, monitor: s.Cgroup,
+		p = &mainProcess{h: f.host, id: s.ID, name: s.Name, cgroup: config.Linux.CgroupsPath, monitor: s.Cgroup, systemd: s.SystemdCgroup,
 			ref:   monitor.Ref{PID: f.pid, Start: 1, MonitorPID: f.pid + 1, MonitorStart: 1},
 			alive: true, monitored: true, over: make(chan struct{})}
 		f.mains[s.ID] = p
@@ -456,12 +458,12 @@ func (f fakeCgroups) OOMKills(string) (uint64, error) {
 	var n uint64
 	err := f.do("cgroup oom kills", func() error {
 		n = f.script.oomKills
-		return nil
+		return f.script.noCount
 	})
 	return n, err
 }
 
-func (f fakeCgroups) Find(id string) ([]string, error) {
+func (f fakeCgroups) Find(_ context.Context, id string) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var found []string

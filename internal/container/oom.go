@@ -1,8 +1,11 @@
 package container
 
 import (
+	"errors"
 	"syscall"
 
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/monitor"
 )
 
@@ -18,6 +21,13 @@ func (c *Container) outOfMemory(exit monitor.Exit) bool {
 		return false
 	}
 	kills, err := c.m.deps.Cgroups.OOMKills(c.plan.Cgroup)
+	if errors.Is(err, errdef.NotFound) && c.m.deps.Host.Cgroup == fact.CgroupV2 {
+		// systemd takes a scope away at once. On v2 the monitor notes nothing but what the kernel has killed.
+		err = nil
+		if exit.OOM {
+			kills = 1
+		}
+	}
 	if err != nil {
 		c.m.log.Warn("cannot tell for certain whether memory ran out", "container", c.id, "err", err)
 	}

@@ -60,7 +60,9 @@ func newMachine(t *testing.T, handler string) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found.Cgroup = fact.CgroupV1 // isolate hides the v2 hierarchy of a hybrid host
+	if found.Cgroup == fact.CgroupHybrid {
+		found.Cgroup = fact.CgroupV1 // isolate hides its v2 hierarchy
+	}
 	tree, err := cgroup.Open(found)
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +147,7 @@ func (h *machine) open() (m *Manager, end func()) {
 		h.t.Fatal(err)
 	}
 	launcher := monitor.New(monitor.Config{Path: conmon, Dir: filepath.Join(h.dir, "monitor"),
-		ExitDir: filepath.Join(h.dir, "exits"), Explain: oci.Explain}, h.tree)
+		ExitDir: filepath.Join(h.dir, "exits"), Explain: oci.Explain}, cgroup.Driver{Tree: h.tree})
 	pauseRoot := filepath.Join(h.dir, "pause")
 	if err := pause.Install(pauseRoot); err != nil {
 		h.t.Fatal(err)
@@ -156,7 +158,7 @@ func (h *machine) open() (m *Manager, end func()) {
 		Rootfs:    plainRootfs{filepath.Join(h.dir, "rootfs")},
 		Images:    noImages{},
 		Volumes:   noImages{},
-		Cgroups:   h.tree,
+		Cgroups:   cgroup.Driver{Tree: h.tree},
 		Limits:    h.tree,
 		Records:   records,
 		Events:    event.New[event.Event](64),

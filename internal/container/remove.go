@@ -123,7 +123,7 @@ func (m *Manager) erase(ctx context.Context, r remains) error {
 func (m *Manager) killBoth(ctx context.Context, r remains) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	paths, err := m.cgroups(r)
+	paths, err := m.cgroups(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (m *Manager) killBoth(ctx context.Context, r remains) error {
 func (m *Manager) removeCgroups(ctx context.Context, r remains) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	paths, err := m.cgroups(r)
+	paths, err := m.cgroups(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -152,9 +152,9 @@ func (m *Manager) removeCgroups(ctx context.Context, r remains) error {
 
 // cgroups is the container's leaf first: its monitor must not see the container end unattended. Where no record
 // says which they are, they are looked for.
-func (m *Manager) cgroups(r remains) ([]string, error) {
+func (m *Manager) cgroups(ctx context.Context, r remains) ([]string, error) {
 	if r.plan.Cgroup == "" {
-		return m.deps.Cgroups.Find(r.id)
+		return m.deps.Cgroups.Find(ctx, r.id)
 	}
 	return []string{r.plan.Cgroup, r.plan.MonitorCgroup}, nil
 }

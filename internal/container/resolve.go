@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/oci/spec"
@@ -36,7 +37,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 		Pod:                r.Pod,
 		Host:               c.m.deps.Host,
 		Handler:            h.Fact,
-		Cgroup:             c.plan.Cgroup,
+		Cgroup:             cgroup.RuntimePath(c.plan.Cgroup),
 		AllowedAnnotations: h.AllowedAnnotations,
 	}
 	if c.plan.Pause {

@@ -18,6 +18,7 @@ const (
 	Mount      Kind = "mount"
 	Namespace  Kind = "namespace"
 	Cgroup     Kind = "cgroup"
+	Unit       Kind = "unit"    // of systemd, without a cgroup
 	Monitor    Kind = "monitor" // files of one: the bundle, the exit record
 	Process    Kind = "process"
 	PodFiles   Kind = "pod files"

@@ -49,7 +49,7 @@ func play(part string) int {
 type host struct {
 	t       *testing.T
 	dir     string
-	cgroups *cgroup.Tree
+	cgroups cgroup.Driver
 	*Launcher
 	runtime string
 	root    string // of the runtime
@@ -69,7 +69,7 @@ func newHost(t *testing.T, runtimeName, dir string) *host {
 		t.Fatal(err)
 	}
 	fds, goroutines := isolate.OpenFiles(t), runtime.NumGoroutine()
-	h := &host{t: t, dir: dir, cgroups: tree, runtime: path, root: filepath.Join(dir, "rt"), rootfs: filepath.Join(dir, "rootfs")}
+	h := &host{t: t, dir: dir, cgroups: cgroup.Driver{Tree: tree}, runtime: path, root: filepath.Join(dir, "rt"), rootfs: filepath.Join(dir, "rootfs")}
 	if err := bundle.Rootfs(h.rootfs); err != nil {
 		t.Fatal(err)
 	}
@@ -96,14 +96,14 @@ func (h *host) launcher() *Launcher {
 // spec describes a container that runs a shell command and logs to <dir>/<id>.log.
 func (h *host) spec(id, shell string) Spec {
 	h.t.Helper()
-	config, err := json.Marshal(bundle.Config(h.rootfs, cgroup.Leaf(isolate.CgroupParent(), id), "sh", "-c", shell))
+	config, err := json.Marshal(bundle.Config(h.rootfs, cgroup.Names{}.Leaf(isolate.CgroupParent(), id), "sh", "-c", shell))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	h.made = append(h.made, id)
 	return Spec{
 		ID: id, Name: "name-" + id, Runtime: h.runtime, RuntimeRoot: h.root, Config: config,
-		LogPath: h.logPath(id), Cgroup: cgroup.MonitorLeaf(isolate.CgroupParent(), id),
+		LogPath: h.logPath(id), Cgroup: cgroup.Names{}.MonitorLeaf(isolate.CgroupParent(), id),
 		Env: []string{"PATH=" + os.Getenv("PATH")},
 	}
 }
@@ -161,15 +161,15 @@ func (h *host) erase() {
 	for _, id := range h.made {
 		steps := []func() error{
 			func() error { return h.Disarm(id) },
-			func() error { return h.cgroups.Kill(ctx, cgroup.Leaf(isolate.CgroupParent(), id)) },
-			func() error { return h.cgroups.Kill(ctx, cgroup.MonitorLeaf(isolate.CgroupParent(), id)) },
+			func() error { return h.cgroups.Kill(ctx, cgroup.Names{}.Leaf(isolate.CgroupParent(), id)) },
+			func() error { return h.cgroups.Kill(ctx, cgroup.Names{}.MonitorLeaf(isolate.CgroupParent(), id)) },
 			func() error {
 				return exec.CommandContext(ctx, h.runtime, "--root", h.root, "delete", "--force", id).Run()
 			},
 			func() error { return h.Remove(ctx, id) },
 			func() error { return h.Remove(ctx, id) }, // repeatable
-			func() error { return h.cgroups.Remove(ctx, cgroup.Leaf(isolate.CgroupParent(), id)) },
-			func() error { return h.cgroups.Remove(ctx, cgroup.MonitorLeaf(isolate.CgroupParent(), id)) },
+			func() error { return h.cgroups.Remove(ctx, cgroup.Names{}.Leaf(isolate.CgroupParent(), id)) },
+			func() error { return h.cgroups.Remove(ctx, cgroup.Names{}.MonitorLeaf(isolate.CgroupParent(), id)) },
 		}
 		for i, step := range steps {
 			if err := step(); err != nil {

@@ -4,6 +4,7 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -37,10 +38,9 @@ type Config struct {
 	Explain func(written string) string // makes one sentence of what a runtime wrote when it failed; nil = as it is
 }
 
-// Cgroups makes cgroups, moves processes into them and tells who is in them.
+// Cgroups makes cgroups for processes and tells who is in them.
 type Cgroups interface {
-	Create(path string) error
-	Join(path string, pid int) error
+	Enter(ctx context.Context, path string, pid int) error
 	Pids(path string) ([]int, error)
 }
 
@@ -68,7 +68,7 @@ type Spec struct {
 	Terminal      bool
 	Stdin         bool
 	StdinOnce     bool
-	SystemdCgroup bool
+	SystemdCgroup bool     // the runtime has systemd make the container's cgroup
 	Env           []string // the monitor's and the runtime's whole environment
 }
 

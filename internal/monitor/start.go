@@ -64,7 +64,7 @@ func (l *Launcher) begin(ctx context.Context, s Spec) (*Process, error) {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
 	}
 	failpoint.Hit("monitor/start/forked")
-	if err := l.arm(birth, s); err != nil {
+	if err := l.arm(ctx, birth, s); err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, errors.Join(err, birth.abort()))
 	}
 	failpoint.Hit("monitor/start/armed")
@@ -197,11 +197,8 @@ func (l *Launcher) environment(s Spec) []string {
 }
 
 // arm moves the waiting monitor into its cgroup and only then gives it something to create.
-func (l *Launcher) arm(b *birth, s Spec) error {
-	if err := l.cg.Create(s.Cgroup); err != nil {
-		return err
-	}
-	if err := l.cg.Join(s.Cgroup, b.cmd.Process.Pid); err != nil {
+func (l *Launcher) arm(ctx context.Context, b *birth, s Spec) error {
+	if err := l.cg.Enter(ctx, s.Cgroup, b.cmd.Process.Pid); err != nil {
 		return err
 	}
 	return os.WriteFile(l.path(s.ID, configFile), s.Config, 0o600)

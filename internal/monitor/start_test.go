@@ -211,7 +211,7 @@ func TestAMonitorThatWasNotArmedCreatesNothing(t *testing.T) {
 	if err := b.sync.Close(); err != nil {
 		t.Error(err)
 	}
-	pids, err := h.cgroups.Pids(cgroup.Leaf(isolate.CgroupParent(), "unarmed"))
+	pids, err := h.cgroups.Pids(cgroup.Names{}.Leaf(isolate.CgroupParent(), "unarmed"))
 	if err != nil || len(pids) > 0 {
 		t.Errorf("processes %v, %v", pids, err)
 	}

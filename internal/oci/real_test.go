@@ -58,7 +58,7 @@ func sleeper(t testing.TB, name string) box {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	b := box{t: t, id: "c-" + name, cgroup: cgroup.Leaf(isolate.CgroupParent(), "c-"+name)}
+	b := box{t: t, id: "c-" + name, cgroup: cgroup.Names{}.Leaf(isolate.CgroupParent(), "c-"+name)}
 	b.r = New(Config{Name: name, Path: path, Root: filepath.Join(dir, "root"), Cgroups: tree})
 	rootfs := filepath.Join(dir, "rootfs")
 	if err := bundle.Rootfs(rootfs); err != nil {

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"path"
 	"strings"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -23,7 +22,9 @@ func (m *Manager) plan(id string, rec Record) (Record, ns.Want, error) {
 		return rec, w, err
 	}
 	w.Hostname, w.Sysctls = rec.Hostname, sysctls(cfg, m.deps.Config.Sysctls, w)
-	rec.CgroupParent = cgroupParent(cfg, m.deps.Config.CgroupParent)
+	if rec.CgroupParent, err = m.cgroupParent(cfg); err != nil {
+		return rec, w, err
+	}
 	if !w.Net {
 		return rec, w, nil
 	}
@@ -56,17 +57,16 @@ func (m *Manager) hostname(id string, cfg *runtime.PodSandboxConfig) (string, er
 	return id[:12], nil
 }
 
-// cgroupParent cleans a path and leaves the name of a slice as it is.
-func cgroupParent(cfg *runtime.PodSandboxConfig, otherwise string) string {
-	parent := cfg.GetLinux().GetCgroupParent()
-	switch {
-	case parent == "":
-		return otherwise
-	case strings.HasPrefix(parent, "/"):
-		return path.Clean(parent)
-	default:
-		return parent
+func (m *Manager) cgroupParent(cfg *runtime.PodSandboxConfig) (string, error) {
+	asked := cfg.GetLinux().GetCgroupParent()
+	if asked == "" {
+		return m.deps.Config.CgroupParent, nil
 	}
+	parent, err := m.deps.Config.Cgroups.Parent(asked)
+	if err != nil {
+		return "", fmt.Errorf("linux.cgroup_parent: %w", err)
+	}
+	return parent, nil
 }
 
 // sysctls merges the pod's over the defaults. Defaults are not for host-network pods; one that belongs to an IPC

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,14 +61,14 @@ func TestPlan(t *testing.T) {
 			},
 		},
 		"without a hostname": {
-			cfg:    inMode(pod, node, func(c *runtime.PodSandboxConfig) { c.Hostname = ""; c.Linux.CgroupParent = "pod.slice" }),
-			parent: "pod.slice",
+			cfg:    inMode(pod, node, func(c *runtime.PodSandboxConfig) { c.Hostname = ""; c.Linux.CgroupParent = "a/pod" }),
+			parent: "/a/pod",
 			want: ns.Want{Net: true, UTS: true, Hostname: planID[:12], Sysctls: map[string]string{
 				"net.ipv4.ip_unprivileged_port_start": "0",
 			}},
 			net: &network.Request{
 				ID: planID, NetNS: "/ns/net/" + planID, IfName: "eth0", Conflist: json.RawMessage(`{"name":"today"}`), Args: args,
-				Cgroup: "pod.slice",
+				Cgroup: "/a/pod",
 			},
 		},
 		"on the host's network": {
@@ -105,6 +106,11 @@ func TestPlanRefuses(t *testing.T) {
 	cfg.Annotations = map[string]string{"kubernetes.io/egress-bandwidth": "much"}
 	if _, _, err := m.plan(planID, Record{Config: CRIConfig{cfg}}); !errors.Is(err, errdef.Invalid) {
 		t.Errorf("a bandwidth of %q: %v", "much", err)
+	}
+	cfg = config("a")
+	cfg.Linux = &runtime.LinuxPodSandboxConfig{CgroupParent: "kubepods-podx.slice"}
+	if _, _, err := m.plan(planID, Record{Config: CRIConfig{cfg}}); !errors.Is(err, errdef.Invalid) || !strings.Contains(err.Error(), "linux.cgroup_parent") {
+		t.Errorf("a slice for cgroupfs: %v", err)
 	}
 	m.deps.Config.Hostname = func() (string, error) { return "", errInjected }
 	cfg = inMode(runtime.NamespaceMode_NODE, runtime.NamespaceMode_POD, func(*runtime.PodSandboxConfig) {})

@@ -18,6 +18,7 @@ import (
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
@@ -86,7 +87,8 @@ type Events interface {
 type Config struct {
 	BootID       string            // of the running kernel: records of another one describe what is gone
 	Sysctls      map[string]string // default sysctls; a pod's own win; not for host-network pods
-	CgroupParent string            // for pods that name none; absolute within the hierarchy, or a slice
+	CgroupParent string            // for pods that name none; absolute within the hierarchy
+	Cgroups      cgroup.Names      // what clients may name
 	OwnParent    bool              // CgroupParent is crid's own: Load makes it, Close removes it when empty
 
 	CreateTimeout time.Duration // RunPodSandbox, its undo not counted; 4 min

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -20,6 +21,10 @@ const (
 	AnnotationSandboxUID       = "io.kubernetes.cri.sandbox-uid"
 	AnnotationContainerName    = "io.kubernetes.cri.container-name"
 	AnnotationImageName        = "io.kubernetes.cri.image-name"
+
+	// crunSubgroup empty keeps crun from putting a container into a cgroup below its scope on v2: that would have limits
+	// of its own beside the scope's.
+	crunSubgroup = "run.oci.systemd.subgroup"
 )
 
 // setAnnotations lets through what the handler's operator allowed, the container's over the pod's, and then
@@ -40,8 +45,16 @@ func setAnnotations(s *specs.Spec, in Input) error {
 	maps.Copy(out, podAnnotations(in.Pod, "container"))
 	out[AnnotationContainerName] = in.Config.GetMetadata().GetName()
 	out[AnnotationImageName] = imageName(in.Config)
-	s.Annotations = out
+	s.Annotations = inScope(out, in.Cgroup)
 	return nil
+}
+
+// inScope adds what runtimes must be told of a container whose cgroup is a scope of systemd.
+func inScope(annotations map[string]string, cgroupsPath string) map[string]string {
+	if strings.Contains(cgroupsPath, ":") && !strings.HasPrefix(cgroupsPath, "/") {
+		annotations[crunSubgroup] = ""
+	}
+	return annotations
 }
 
 func podAnnotations(pod PodEnv, kind string) map[string]string {

@@ -41,7 +41,7 @@ func BuildPause(in Input) (*specs.Spec, error) {
 	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: allAccess}}}
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMaskedPaths(), defaultReadonlyPaths()
 	in.Confinement.apply(s)
-	s.Annotations = podAnnotations(in.Pod, "sandbox")
+	s.Annotations = inScope(podAnnotations(in.Pod, "sandbox"), in.Cgroup)
 	return s, nil
 }
 

@@ -31,7 +31,7 @@ type PodEnv struct {
 	Hosts        string
 	Shm          string // a tmpfs for /dev/shm; empty = the host's /dev/shm
 	SELinux      fact.Labels
-	CgroupParent string // absolute within the hierarchy, or a slice for the systemd driver
+	CgroupParent string // absolute within the hierarchy
 }
 
 // Mount is one volume, resolved: the source exists and is no symbolic link.
@@ -80,7 +80,7 @@ type Input struct {
 	Volumes []Volume
 	Devices []Device // of the CRI request, looked up on the host; all of the host's for a privileged container
 	Target  string   // /proc/PID/ns/pid of the target of namespace mode TARGET
-	Cgroup  string   // cgroupsPath: the container's leaf
+	Cgroup  string   // cgroupsPath: the container's leaf, or "slice:prefix:name" of a scope of systemd
 	Confinement
 
 	// AllowedAnnotations are the handler's globs (path.Match): annotations of the pod and the container that

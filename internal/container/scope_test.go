@@ -1,0 +1,75 @@
+package container
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crid/crid/internal/cgroup"
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/monitor"
+)
+
+const testSlice = "/kubepods.slice/kubepods-podx.slice"
+
+// inSlice is a request for a container of a pod in a slice.
+func inSlice(h *host, m *Manager) Request {
+	m.deps.Options.Cgroups = cgroup.Names{Systemd: true}
+	r := h.request("web")
+	r.Pod.CgroupParent = testSlice
+	return r
+}
+
+func TestAContainerInASliceIsAScope(t *testing.T) {
+	h, m := start(t)
+	c := mustCreate(t, m, inSlice(h, m))
+	if got, want := c.Cgroup(), testSlice+"/crid-"+c.ID()+".scope"; got != want {
+		t.Errorf("the cgroup is %s, want %s", got, want)
+	}
+	raw, err := os.ReadFile(filepath.Join(h.bundle(c.ID()), "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(raw, &s); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.Linux.CgroupsPath, "kubepods-podx.slice:crid:"+c.ID(); got != want {
+		t.Errorf("the runtime is told %s, want %s", got, want)
+	}
+	if value, there := s.Annotations["run.oci.systemd.subgroup"]; !there || value != "" {
+		t.Errorf("crun is not told to leave its sub-cgroup out: %v", s.Annotations)
+	}
+	if !h.mains[c.ID()].systemd {
+		t.Error("the runtime is not told to ask systemd")
+	}
+}
+
+// systemd takes the cgroup away as soon as it is empty.
+func TestWantOfMemoryInAScopeThatIsGone(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		exit   monitor.Exit
+		reason string
+	}{
+		{"the main process", monitor.Exit{Code: 137, OOM: true}, ReasonOOMKilled},
+		{"a child", monitor.Exit{Code: 1, OOM: true}, ReasonOOMKilled},
+		{"somebody else", monitor.Exit{Code: 137}, ReasonError},
+		{"nobody", monitor.Exit{OOM: true}, ReasonCompleted},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, m := start(t)
+			m.deps.Host.Cgroup = fact.CgroupV2
+			h.script = script{endAtStart: &c.exit, noCount: errdef.NotFound}
+			web := mustStart(t, m, inSlice(h, m))
+			<-web.exited
+			if s := web.Status(); s.Reason != c.reason {
+				t.Errorf("the reason is %s, want %s", s.Reason, c.reason)
+			}
+		})
+	}
+}
