@@ -39,13 +39,20 @@ func Main(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	isolate.Run(func() int {
+	isolate.Run(withImages(m))
+}
+
+// MainOnHost is Main for tests of what only a host of their own has.
+func MainOnHost(m *testing.M) { isolate.OnHost(withImages(m)) }
+
+func withImages(m *testing.M) func() int {
+	return func() int {
 		if err := serveImages(); err != nil {
 			fmt.Fprintln(os.Stderr, "integration tests:", err)
 			return 1
 		}
 		return m.Run()
-	})
+	}
 }
 
 func serveImages() error {
@@ -87,6 +94,7 @@ type Crid struct {
 	t      *testing.T
 	log    string
 	before snapshot
+	onHost bool // not isolated
 }
 
 // Option changes how Start starts crid.
@@ -128,6 +136,9 @@ func Serve(t *testing.T, data string) string {
 // Conflist replaces the CNI network; node.NoNetwork leaves none.
 func Conflist(json string) Option { return func(o *node.Options) { o.Conflist = json } }
 
+// Slice makes crid a unit of systemd with the systemd driver, whose pods are in the slice.
+func Slice(name string) Option { return func(o *node.Options) { o.Slice = name } }
+
 // Start starts a crid for t. When t ends, its pods are removed, crid is stopped, and whatever is left behind
 // fails t. crid's log is shown when t failed.
 func Start(t *testing.T, options ...Option) *Crid {
@@ -136,7 +147,7 @@ func Start(t *testing.T, options ...Option) *Crid {
 	for _, option := range options {
 		option(&o)
 	}
-	c := &Crid{t: t, log: filepath.Join(isolate.Scratch(), o.Name+".log"), before: snap(t, isolate.CgroupParent())}
+	c := &Crid{t: t, log: filepath.Join(isolate.Scratch(), o.Name+".log"), before: snap(t, isolate.CgroupParent()), onHost: o.Slice != ""}
 	output, err := os.Create(c.log)
 	if err != nil {
 		t.Fatal(err)

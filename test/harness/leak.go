@@ -146,6 +146,9 @@ func (c *Crid) mayStay(kind, name string) bool {
 	case "mount":
 		return name == "/run/netns" || name == filepath.Join(c.RunRoot, "ns") && c.alive()
 	case "process":
+		if c.onHost { // where others start processes, too
+			return !idPattern.MatchString(name)
+		}
 		return c.alive() && strings.HasPrefix(name, strconv.Itoa(c.PID())+" ")
 	}
 	return false

@@ -84,10 +84,15 @@ func (n *Node) toml() string {
 	if n.options.Quiet {
 		level = "warn"
 	}
+	driver := "cgroupfs"
+	if n.options.Slice != "" {
+		driver = "systemd"
+	}
 	return fmt.Sprintf(`root = %q
 runroot = %q
 socket = %q
 debug_socket = %q
+cgroup_driver = %q
 cgroup_parent = %q
 log_level = %q
 %s
@@ -95,6 +100,6 @@ log_level = %q
 registries_conf = %q
 [network]
 conf_dir = %q
-`, n.Root(), n.RunRoot, n.Socket, n.Debug, n.Cgroup, level, runtime,
+`, n.Root(), n.RunRoot, n.Socket, n.Debug, driver, n.Cgroup, level, runtime,
 		filepath.Join(n.Dir, "registries.conf"), n.CNIDir())
 }

@@ -39,6 +39,7 @@ type Options struct {
 	Quiet    bool     // log only what is worth an operator's attention
 	Env      []string // of crid, beside this program's
 	CPUs     int      // how many processors crid and what it starts may use; 0 = all
+	Slice    string   // crid is a unit of systemd, and this the slice of pods; empty = a child, with the cgroupfs driver
 	Output   *os.File
 }
 
@@ -65,6 +66,9 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		Dir: filepath.Dir(root), RunRoot: runroot, options: o,
 		Cgroup: filepath.Join(isolate.CgroupParent(), o.Name),
 	}
+	if o.Slice != "" {
+		n.Cgroup = o.Slice
+	}
 	n.Socket, n.Debug = filepath.Join(n.RunRoot, "crid.sock"), filepath.Join(n.RunRoot, "debug.sock")
 	if err := n.configure(); err != nil {
 		return nil, fmt.Errorf("configure crid: %w", err)
@@ -90,10 +94,18 @@ func (n *Node) CNIDir() string { return filepath.Join(n.Dir, "cni") }
 func (n *Node) Leases() string { return filepath.Join(n.Dir, "leases") }
 
 // PID is crid's.
-func (n *Node) PID() int { return n.cmd.Process.Pid }
+func (n *Node) PID() int {
+	if n.options.Slice != "" {
+		return n.unitPID()
+	}
+	return n.cmd.Process.Pid
+}
 
 // Again starts crid on the same directories, after Stop or Kill.
 func (n *Node) Again(ctx context.Context) error {
+	if n.options.Slice != "" {
+		return n.startUnit(ctx)
+	}
 	n.cmd = exec.Command(n.options.Binary, "--config", n.ConfigFile())
 	n.cmd.Stdout, n.cmd.Stderr = n.options.Output, n.options.Output
 	n.cmd.Env = append(os.Environ(), n.options.Env...)
@@ -105,7 +117,7 @@ func (n *Node) Again(ctx context.Context) error {
 		n.exit = n.cmd.Wait()
 		close(n.exited)
 	}()
-	if err := n.connect(ctx); err != nil {
+	if err := n.Connect(ctx); err != nil {
 		return errors.Join(err, n.Kill())
 	}
 	return nil
@@ -133,8 +145,8 @@ func startOn(cpus int, cmd *exec.Cmd) error {
 	return errors.Join(cmd.Start(), unix.SchedSetaffinity(0, &own))
 }
 
-// connect waits until crid answers, or has ended.
-func (n *Node) connect(ctx context.Context) error {
+// Connect waits until crid answers, or has ended.
+func (n *Node) Connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -199,6 +211,9 @@ func (n *Node) end(sig syscall.Signal) error {
 	}
 	if n.Images != nil {
 		n.Images.Close(context.Background())
+	}
+	if n.options.Slice != "" {
+		return n.endUnit(context.Background(), sig == syscall.SIGTERM)
 	}
 	if err := n.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal crid: %w", err)

@@ -1,0 +1,31 @@
+package isolate
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// OnHost calls program in no namespaces but the host's, with a scratch directory that is removed at its end, and ends with its
+// exit code: for a machine that is there for nothing but the tests, and what cannot be had in other namespaces, as
+// systemd's units.
+func OnHost(program func() int) {
+	code, err := onHost(program)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "isolate:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func onHost(program func() int) (code int, err error) {
+	scratch, err := os.MkdirTemp("", "crid-")
+	if err != nil {
+		return 1, fmt.Errorf("make scratch directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	if err := os.Setenv(scratchVar, scratch); err != nil {
+		return 1, err
+	}
+	return program(), nil
+}

@@ -1,0 +1,87 @@
+// Package systemd tests crid as a unit of the systemd that runs the host, with the systemd cgroup driver. Units are the
+// host's, so that nothing can keep these tests apart from it: they run on a machine that is there for them alone.
+package systemd
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/crid/crid/test/harness"
+	"github.com/crid/crid/test/node"
+)
+
+// demand, in the environment, set to 1, says that this machine is there for these tests.
+const demand = "CRID_TEST_SYSTEMD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(demand) != "1" {
+		fmt.Println("tests of units are left out: they use the host's systemd, and " + demand + "=1 does not say that this machine is for them")
+		return
+	}
+	harness.MainOnHost(m)
+}
+
+// slice is where the pods of these tests are: each in one of its own below it.
+const slice = "cridtest.slice"
+
+// eachRuntime runs test once for every handler as the default, and looks that it leaves no unit.
+func eachRuntime(t *testing.T, test func(t *testing.T, c *harness.Crid)) {
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			t.Cleanup(func() {
+				if left := units(t); left != "" {
+					t.Errorf("units are left: %s", left)
+				}
+				if _, err := node.Systemctl(t.Context(), "stop", slice); err != nil {
+					t.Log(err) // the context of a test that has ended
+				}
+			})
+			test(t, harness.Start(t, harness.Slice(slice), harness.Runtime(name)))
+		})
+	}
+}
+
+// units lists crid's scopes, in whatever state, as systemd knows them.
+func units(t *testing.T) string {
+	t.Helper()
+	return systemctl(t, "list-units", "--all", "--plain", "--no-legend", "crid-*.scope")
+}
+
+func systemctl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := node.Systemctl(t.Context(), args...)
+	if err != nil {
+		t.Error(err)
+	}
+	return out
+}
+
+// podSlice is the name and the path of a slice for a pod, as the kubelet names them.
+func podSlice(pod string) (name, path string) {
+	name = "cridtest-" + pod + ".slice"
+	return name, "/" + slice + "/" + name
+}
+
+// read reads a file of the cgroup at path.
+func read(t *testing.T, path, file string) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, file))
+	if err != nil {
+		t.Error(err)
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// cgroupOf is where a process is on v2.
+func cgroupOf(t *testing.T, pid int) string {
+	t.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Error(err)
+	}
+	_, path, _ := strings.Cut(strings.TrimSpace(string(raw)), "0::")
+	return path
+}
