@@ -162,6 +162,13 @@ func Start(t *testing.T, options ...Option) *Crid {
 	return c
 }
 
+// For is the same crid for a test within the one that it was started for.
+func (c *Crid) For(t *testing.T) *Crid {
+	within := *c
+	within.t = t
+	return &within
+}
+
 // shortName makes a name of a test that fits a link name (15 bytes) and a socket path.
 func shortName(t *testing.T) string {
 	sum := uint32(2166136261) // FNV-1a: short and different for different tests

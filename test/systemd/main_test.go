@@ -27,19 +27,35 @@ func TestMain(m *testing.M) {
 // slice is where the pods of these tests are: each in one of its own below it.
 const slice = "cridtest.slice"
 
-// eachRuntime runs test once for every handler as the default, and looks that it leaves no unit.
-func eachRuntime(t *testing.T, test func(t *testing.T, c *harness.Crid)) {
+// TestUnderSystemd runs the tests of this package with one crid for each handler as the default, and looks that none leaves
+// a unit.
+func TestUnderSystemd(t *testing.T) {
+	tests := []struct {
+		name string
+		test func(t *testing.T, c *harness.Crid)
+	}{
+		{"the driver is found and told", testDriver},
+		{"a container is a scope with its limits", testScope},
+		{"a pause, and the default slice", testPause},
+		{"want of memory is told", testMemory},
+		{"a fork bomb is killed whole", testForkBomb},
+		{"a scope that has failed is found and forgotten", testFailedScope},
+		{"containers outlive the unit", testRestarts},
+		{"systemd knows that crid is well", testWatchdog},
+	}
 	for _, name := range []string{"crun", "runc"} {
 		t.Run(name, func(t *testing.T) {
-			t.Cleanup(func() {
-				if left := units(t); left != "" {
-					t.Errorf("units are left: %s", left)
-				}
-				if _, err := node.Systemctl(t.Context(), "stop", slice); err != nil {
-					t.Log(err) // the context of a test that has ended
-				}
-			})
-			test(t, harness.Start(t, harness.Slice(slice), harness.Runtime(name)))
+			c := harness.Start(t, harness.Slice(slice), harness.Runtime(name))
+			for _, test := range tests {
+				t.Run(test.name, func(t *testing.T) {
+					test.test(t, c.For(t))
+					c.For(t).RemoveAll()
+					if left := units(t); left != "" {
+						t.Errorf("units are left: %s", left)
+					}
+				})
+			}
+			systemctl(t, "stop", slice) // what systemd made for the pods' slices
 		})
 	}
 }

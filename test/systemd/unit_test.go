@@ -53,74 +53,70 @@ func unbroken(t *testing.T, when, text string) (last int) {
 	return last
 }
 
-func TestContainersOutliveTheUnit(t *testing.T) {
-	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
-		name, _ := podSlice("stays")
-		pod := c.RunPod(in(name))
-		ctr := pod.Run("n=0; while :; do echo $n; n=$((n+1)); usleep 20000; done")
-		idle := pod.Run("sleep 1000")
-		type pair struct{ main, monitor int }
-		of := func(ctr *harness.Container) pair {
-			main, monitor := pids(t, c, ctr.ID)
-			return pair{main, monitor}
+func testRestarts(t *testing.T, c *harness.Crid) {
+	name, _ := podSlice("stays")
+	pod := c.RunPod(in(name))
+	ctr := pod.Run("n=0; while :; do echo $n; n=$((n+1)); usleep 20000; done")
+	idle := pod.Run("sleep 1000")
+	type pair struct{ main, monitor int }
+	of := func(ctr *harness.Container) pair {
+		main, monitor := pids(t, c, ctr.ID)
+		return pair{main, monitor}
+	}
+	before := []pair{of(ctr), of(idle)}
+	alone(t, c, "at first")
+	unit := strings.TrimPrefix(cgroupOf(t, c.PID()), "/system.slice/")
+	for _, event := range [][]string{
+		{"restart", unit}, {"kill", "--kill-whom=main", "--signal=KILL", unit}, {"daemon-reload"}, {"daemon-reexec"}, {"restart", unit},
+	} {
+		when := strings.Join(event, " ")
+		was, written := c.PID(), unbroken(t, when, ctr.Text())
+		systemctl(t, event...)
+		if event[0] == "kill" {
+			eventually(t, "another crid", func() bool { return c.PID() != was && c.PID() != 0 })
 		}
-		before := []pair{of(ctr), of(idle)}
-		alone(t, c, "at first")
-		unit := strings.TrimPrefix(cgroupOf(t, c.PID()), "/system.slice/")
-		for _, event := range [][]string{
-			{"restart", unit}, {"kill", "--kill-whom=main", "--signal=KILL", unit}, {"daemon-reload"}, {"daemon-reexec"}, {"restart", unit},
-		} {
-			when := strings.Join(event, " ")
-			was, written := c.PID(), unbroken(t, when, ctr.Text())
-			systemctl(t, event...)
-			if event[0] == "kill" {
-				eventually(t, "another crid", func() bool { return c.PID() != was && c.PID() != 0 })
+		if err := c.Connect(c.Context()); err != nil {
+			t.Fatal(when, err)
+		}
+		alone(t, c, when)
+		for i, p := range []pair{of(ctr), of(idle)} {
+			if p != before[i] {
+				t.Errorf("%s: processes %v became %v", when, before[i], p)
 			}
-			if err := c.Connect(c.Context()); err != nil {
-				t.Fatal(when, err)
-			}
-			alone(t, c, when)
-			for i, p := range []pair{of(ctr), of(idle)} {
-				if p != before[i] {
-					t.Errorf("%s: processes %v became %v", when, before[i], p)
+			for _, pid := range []int{p.main, p.monitor} {
+				if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
+					t.Errorf("%s: process %d: %v", when, pid, err)
 				}
-				for _, pid := range []int{p.main, p.monitor} {
-					if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
-						t.Errorf("%s: process %d: %v", when, pid, err)
-					}
-					if got := cgroupOf(t, pid); strings.Contains(got, unit) {
-						t.Errorf("%s: process %d is in %s", when, pid, got)
-					}
+				if got := cgroupOf(t, pid); strings.Contains(got, unit) {
+					t.Errorf("%s: process %d is in %s", when, pid, got)
 				}
 			}
-			eventually(t, when+": the log goes on", func() bool { return unbroken(t, when, ctr.Text()) > written+5 })
-			if got := ctr.Exec("echo here"); got != "here\n" {
-				t.Errorf("%s: exec says %q", when, got)
-			}
 		}
-		late := pod.Run("sleep 1000")
-		if _, monitor := pids(t, c, late.ID); !strings.HasSuffix(cgroupOf(t, monitor), "crid-mon-"+late.ID+".scope") {
-			t.Errorf("after all that, a monitor is in %s", cgroupOf(t, monitor))
+		eventually(t, when+": the log goes on", func() bool { return unbroken(t, when, ctr.Text()) > written+5 })
+		if got := ctr.Exec("echo here"); got != "here\n" {
+			t.Errorf("%s: exec says %q", when, got)
 		}
-	})
+	}
+	late := pod.Run("sleep 1000")
+	if _, monitor := pids(t, c, late.ID); !strings.HasSuffix(cgroupOf(t, monitor), "crid-mon-"+late.ID+".scope") {
+		t.Errorf("after all that, a monitor is in %s", cgroupOf(t, monitor))
+	}
 }
 
-func TestSystemdKnowsThatCridIsWell(t *testing.T) {
-	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
-		unit := strings.TrimPrefix(cgroupOf(t, c.PID()), "/system.slice/")
-		eventually(t, "a status", func() bool {
-			return systemctl(t, "show", "--property=StatusText", "--value", unit) == "0 pods, 0 containers"
-		})
-		if got := systemctl(t, "show", "--property=WatchdogTimestampMonotonic", "--value", unit); got == "0" || got == "" {
-			t.Errorf("the watchdog has heard nothing: %q", got)
-		}
-		was := c.PID()
-		if err := exec.Command("kill", "-STOP", strconv.Itoa(was)).Run(); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "a crid that hangs is replaced", func() bool { pid := c.PID(); return pid != was && pid != 0 })
-		if err := c.Connect(c.Context()); err != nil {
-			t.Fatal(err)
-		}
+func testWatchdog(t *testing.T, c *harness.Crid) {
+	unit := strings.TrimPrefix(cgroupOf(t, c.PID()), "/system.slice/")
+	eventually(t, "a status", func() bool {
+		return systemctl(t, "show", "--property=StatusText", "--value", unit) == "0 pods, 0 containers"
 	})
+	if got := systemctl(t, "show", "--property=WatchdogTimestampMonotonic", "--value", unit); got == "0" || got == "" {
+		t.Errorf("the watchdog has heard nothing: %q", got)
+	}
+	was := c.PID()
+	if err := exec.Command("kill", "-STOP", strconv.Itoa(was)).Run(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a crid that hangs is replaced", func() bool { pid := c.PID(); return pid != was && pid != 0 })
+	if err := c.Connect(c.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
