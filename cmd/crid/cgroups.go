@@ -40,7 +40,7 @@ func (r *rooms) openCgroups() error {
 		return err
 	}
 	r.onClose("connection to systemd", func(context.Context) error { return manager.Close() })
-	r.cgroups = cgroups{cgroup.Driver{Tree: tree, Units: unitsOf(manager)}, chosen}
+	r.cgroups = cgroups{cgroup.NewDriver(tree, unitsOf(manager)), chosen}
 	if systemd.Running() && !chosen.Systemd && r.cfg.CgroupDriver == "auto" {
 		r.warnings = append(r.warnings, fmt.Sprintf("the cgroup driver is cgroupfs on a host that systemd runs: %s", chosen.why))
 	}

@@ -62,7 +62,7 @@ func lookOffline(ctx context.Context, p places, look func(*survey) ([]fsck.Findi
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, manager.Close()) }()
-	s.cgroups, s.parent = cgroup.Driver{Tree: tree, Units: unitsOf(manager)}, chosen.parent
+	s.cgroups, s.parent = cgroup.NewDriver(tree, unitsOf(manager)), chosen.parent
 	s.images, err = storage.ViewImages(p.images())
 	if err != nil && !errors.Is(err, errdef.NotFound) {
 		return nil, err

@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -21,6 +22,27 @@ type Units interface {
 type Driver struct {
 	*Tree
 	Units Units
+	kills *ledger
+}
+
+// NewDriver returns the Driver of a Tree; units may be nil.
+func NewDriver(tree *Tree, units Units) Driver { return Driver{tree, units, &ledger{}} }
+
+// OOMKills is that of Tree, and of a scope that is gone what its slice tells, once for each kill: NotFound where that was
+// not asked to be counted by an Enter in the slice. It is to be called once for each container, when that has ended.
+func (d Driver) OOMKills(path string) (uint64, error) {
+	slice := filepath.Dir(path)
+	kills, err := d.Tree.OOMKills(path)
+	switch {
+	case !IsScope(path):
+	case err == nil:
+		d.kills.had(slice, kills)
+	case errors.Is(err, errdef.NotFound):
+		if kills, counted := d.kills.take(d.Tree, slice); counted {
+			return kills, nil
+		}
+	}
+	return kills, err
 }
 
 // Enter makes the MonitorLeaf at path and moves the process into it, with all its threads.
@@ -38,6 +60,7 @@ func (d Driver) Enter(ctx context.Context, path string, pid int) error {
 	if err != nil {
 		return fmt.Errorf("enter cgroup: %w", err)
 	}
+	d.kills.open(d.Tree, filepath.Dir(cleaned))
 	name, slice := filepath.Base(cleaned), filepath.Base(filepath.Dir(cleaned))
 	if err := d.Units.StartScope(ctx, name, slice, pid); err != nil {
 		return fmt.Errorf("enter cgroup %s: %w", path, err)
@@ -52,6 +75,7 @@ func (d Driver) Remove(ctx context.Context, path string) error {
 	if err := d.Tree.Remove(ctx, path); err != nil || !IsScope(path) || d.Units == nil {
 		return err
 	}
+	d.kills.close(d.Tree, filepath.Dir(filepath.Clean(path)))
 	if err := d.Units.Forget(ctx, filepath.Base(path)); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", path, err)
 	}

@@ -3,8 +3,11 @@ package cgroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -101,7 +104,7 @@ func (u *units) List(_ context.Context, pattern string) ([]string, error) {
 func TestTheDriverAsksSystemdForScopesAlone(t *testing.T) {
 	tree := &Tree{hierarchies: []hierarchy{{dir: t.TempDir(), unified: true}}}
 	sd := &units{known: map[string]bool{"crid-a.scope": true}, pids: map[string]int{}}
-	d := Driver{Tree: tree, Units: sd}
+	d := NewDriver(tree, sd)
 	names, parent := Names{Systemd: true}, "/k.slice/k-p.slice"
 	if err := d.Enter(t.Context(), names.MonitorLeaf(parent, "a"), 42); err != nil || sd.pids["crid-mon-a.scope"] != 42 {
 		t.Errorf("enter: %v, %v", err, sd.pids)
@@ -132,8 +135,58 @@ func TestTheDriverAsksSystemdForScopesAlone(t *testing.T) {
 	}
 }
 
+func TestKillsInScopesThatAreGone(t *testing.T) {
+	dir := t.TempDir()
+	tree := &Tree{hierarchies: []hierarchy{{dir: dir, controllers: []string{"memory"}, unified: true}}}
+	d := NewDriver(tree, &units{known: map[string]bool{}, pids: map[string]int{}})
+	names, slice := Names{Systemd: true}, "/k.slice"
+	count := func(path string, kills int) {
+		t.Helper()
+		err := os.MkdirAll(filepath.Join(dir, path), 0o755)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, path, "memory.events"), fmt.Appendf(nil, "oom_kill %d\n", kills), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	leaf := func(id string) string { return names.Leaf(slice, id) }
+	want := func(when, id string, kills uint64) {
+		t.Helper()
+		if got, err := d.OOMKills(leaf(id)); got != kills || err != nil {
+			t.Errorf("%s: %d kills, %v, want %d", when, got, err, kills)
+		}
+	}
+	if _, err := d.OOMKills(leaf("early")); !errors.Is(err, errdef.NotFound) {
+		t.Errorf("a slice that is not counted for: %v", err)
+	}
+	count(slice, 5) // of containers that crid has not seen
+	if err := d.Enter(t.Context(), names.MonitorLeaf(slice, "a"), 1); err != nil {
+		t.Fatal(err)
+	}
+	count(leaf("b"), 0)
+	want("gone without a kill", "a", 0)
+	count(slice, 6)
+	want("gone with one", "a", 1)
+	want("the next", "c", 0)
+	count(slice, 8)
+	count(leaf("b"), 2)
+	want("a sibling that lives had two", "c", 0)
+	want("the sibling, before it goes", "b", 2)
+	if err := os.RemoveAll(filepath.Join(dir, leaf("b"))); err != nil {
+		t.Fatal(err)
+	}
+	want("after the sibling has gone", "c", 0)
+	if err := os.RemoveAll(filepath.Join(dir, slice)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Remove(t.Context(), leaf("c")); err != nil || len(d.kills.told) > 0 {
+		t.Errorf("a slice that is gone is counted for: %v, %v", d.kills.told, err)
+	}
+}
+
 func TestScopesWithoutSystemd(t *testing.T) {
-	d := Driver{Tree: &Tree{hierarchies: []hierarchy{{dir: t.TempDir(), unified: true}}}}
+	d := NewDriver(&Tree{hierarchies: []hierarchy{{dir: t.TempDir(), unified: true}}}, nil)
 	leaf := Names{Systemd: true}.MonitorLeaf("/k.slice", "a")
 	if err := d.Enter(t.Context(), leaf, 1); !errors.Is(err, errdef.Unavailable) {
 		t.Errorf("enter: %v", err)

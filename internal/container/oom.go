@@ -4,6 +4,7 @@ import (
 	"errors"
 	"syscall"
 
+	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/monitor"
@@ -22,7 +23,7 @@ func (c *Container) outOfMemory(exit monitor.Exit) bool {
 	}
 	kills, err := c.m.deps.Cgroups.OOMKills(c.plan.Cgroup)
 	if errors.Is(err, errdef.NotFound) && c.m.deps.Host.Cgroup == fact.CgroupV2 {
-		// systemd takes a scope away at once. On v2 the monitor notes nothing but what the kernel has killed.
+		// systemd has taken the scope away, and crid has begun to count after that: the monitor's note is all there is.
 		err = nil
 		if exit.OOM {
 			kills = 1
@@ -42,8 +43,8 @@ func (c *Container) outOfMemory(exit monitor.Exit) bool {
 		return true
 	}
 	// Another code, after a child was the victim: the monitor's note tells of this container's own limit, and nobody
-	// but the container itself may have wished for the end.
-	return exit.OOM && sent == 0
+	// but the container itself may have wished for the end. Of a scope the monitor may learn too late.
+	return (exit.OOM || cgroup.IsScope(c.plan.Cgroup)) && sent == 0
 }
 
 // noteSignal remembers what crid is about to send to the main process, if that is there to be ended by it: on record

@@ -147,7 +147,7 @@ func (h *machine) open() (m *Manager, end func()) {
 		h.t.Fatal(err)
 	}
 	launcher := monitor.New(monitor.Config{Path: conmon, Dir: filepath.Join(h.dir, "monitor"),
-		ExitDir: filepath.Join(h.dir, "exits"), Explain: oci.Explain}, cgroup.Driver{Tree: h.tree})
+		ExitDir: filepath.Join(h.dir, "exits"), Explain: oci.Explain}, cgroup.NewDriver(h.tree, nil))
 	pauseRoot := filepath.Join(h.dir, "pause")
 	if err := pause.Install(pauseRoot); err != nil {
 		h.t.Fatal(err)
@@ -158,7 +158,7 @@ func (h *machine) open() (m *Manager, end func()) {
 		Rootfs:    plainRootfs{filepath.Join(h.dir, "rootfs")},
 		Images:    noImages{},
 		Volumes:   noImages{},
-		Cgroups:   cgroup.Driver{Tree: h.tree},
+		Cgroups:   cgroup.NewDriver(h.tree, nil),
 		Limits:    h.tree,
 		Records:   records,
 		Events:    event.New[event.Event](64),

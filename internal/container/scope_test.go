@@ -54,17 +54,22 @@ func TestWantOfMemoryInAScopeThatIsGone(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		exit   monitor.Exit
+		kills  uint64
+		none   error // there is no count
 		reason string
 	}{
-		{"the main process", monitor.Exit{Code: 137, OOM: true}, ReasonOOMKilled},
-		{"a child", monitor.Exit{Code: 1, OOM: true}, ReasonOOMKilled},
-		{"somebody else", monitor.Exit{Code: 137}, ReasonError},
-		{"nobody", monitor.Exit{OOM: true}, ReasonCompleted},
+		{"the main process, by the note", monitor.Exit{Code: 137, OOM: true}, 0, errdef.NotFound, ReasonOOMKilled},
+		{"a child, by the note", monitor.Exit{Code: 1, OOM: true}, 0, errdef.NotFound, ReasonOOMKilled},
+		{"the main process, by the count", monitor.Exit{Code: 137}, 1, nil, ReasonOOMKilled},
+		{"a child, by the count", monitor.Exit{Code: 1}, 1, nil, ReasonOOMKilled},
+		{"nobody, though memory ran out", monitor.Exit{Code: 1, OOM: true}, 0, nil, ReasonError},
+		{"somebody else", monitor.Exit{Code: 137}, 0, errdef.NotFound, ReasonError},
+		{"a child of one that ended well", monitor.Exit{OOM: true}, 1, nil, ReasonCompleted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, m := start(t)
 			m.deps.Host.Cgroup = fact.CgroupV2
-			h.script = script{endAtStart: &c.exit, noCount: errdef.NotFound}
+			h.script = script{endAtStart: &c.exit, oomKills: c.kills, noCount: c.none}
 			web := mustStart(t, m, inSlice(h, m))
 			<-web.exited
 			if s := web.Status(); s.Reason != c.reason {

@@ -69,7 +69,7 @@ func newHost(t *testing.T, runtimeName, dir string) *host {
 		t.Fatal(err)
 	}
 	fds, goroutines := isolate.OpenFiles(t), runtime.NumGoroutine()
-	h := &host{t: t, dir: dir, cgroups: cgroup.Driver{Tree: tree}, runtime: path, root: filepath.Join(dir, "rt"), rootfs: filepath.Join(dir, "rootfs")}
+	h := &host{t: t, dir: dir, cgroups: cgroup.NewDriver(tree, nil), runtime: path, root: filepath.Join(dir, "rt"), rootfs: filepath.Join(dir, "rootfs")}
 	if err := bundle.Rootfs(h.rootfs); err != nil {
 		t.Fatal(err)
 	}
