@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/crid/crid/internal/errdef"
@@ -43,6 +44,22 @@ func (d Driver) OOMKills(path string) (uint64, error) {
 		}
 	}
 	return kills, err
+}
+
+// Cradle makes the MonitorLeaf at path and opens it where it is one directory, of v2 alone: a process that is born there
+// (clone3) need not be moved, for which the kernel holds up every fork and exit. Elsewhere there is none: it has to Enter.
+func (d Driver) Cradle(path string) (*os.File, error) {
+	if len(d.hierarchies) != 1 || !d.hierarchies[0].unified || IsScope(path) {
+		return nil, nil
+	}
+	cleaned, err := cleanGroup(path)
+	if err == nil {
+		err = d.Create(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join(d.hierarchies[0].dir, cleaned))
 }
 
 // Enter makes the MonitorLeaf at path and moves the process into it, with all its threads.

@@ -135,6 +135,26 @@ func TestTheDriverAsksSystemdForScopesAlone(t *testing.T) {
 	}
 }
 
+func TestOnlyOnV2AProcessIsBornInItsCgroup(t *testing.T) {
+	v1, v2 := hierarchy{dir: t.TempDir()}, hierarchy{dir: t.TempDir(), unified: true}
+	for name, c := range map[string]struct {
+		hierarchies []hierarchy
+		path        string
+		born        bool
+	}{
+		"v2": {[]hierarchy{v2}, "/p/crid-mon-a", true}, "scope": {[]hierarchy{v2}, "/p.slice/crid-mon-a.scope", false},
+		"v1": {[]hierarchy{v1}, "/p/crid-mon-a", false}, "hybrid": {[]hierarchy{v1, v2}, "/p/crid-mon-a", false},
+	} {
+		cradle, err := NewDriver(&Tree{hierarchies: c.hierarchies}, nil).Cradle(c.path)
+		if err != nil || (cradle != nil) != c.born {
+			t.Errorf("%s: %v, %v", name, cradle, err)
+		}
+		if cradle != nil && (cradle.Name() != v2.dir+c.path || cradle.Close() != nil) {
+			t.Errorf("%s: born in %s", name, cradle.Name())
+		}
+	}
+}
+
 func TestKillsInScopesThatAreGone(t *testing.T) {
 	dir := t.TempDir()
 	tree := &Tree{hierarchies: []hierarchy{{dir: dir, controllers: []string{"memory"}, unified: true}}}

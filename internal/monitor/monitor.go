@@ -40,6 +40,7 @@ type Config struct {
 
 // Cgroups makes cgroups for processes and tells who is in them.
 type Cgroups interface {
+	Cradle(path string) (*os.File, error) // to be born in; nil where a process has to enter, once it lives
 	Enter(ctx context.Context, path string, pid int) error
 	Pids(path string) ([]int, error)
 }

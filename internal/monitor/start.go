@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
@@ -105,6 +106,7 @@ func (l *Launcher) prepare(s Spec) error {
 // birth is a monitor that waits for its start byte, then for the runtime's `create`.
 type birth struct {
 	cmd    *exec.Cmd // conmon before it forks into the background
+	inside bool      // it was born in its cgroup
 	start  *os.File  // ours to write
 	sync   *os.File  // ours to read
 	output bytes.Buffer
@@ -127,7 +129,7 @@ func (l *Launcher) spawn(ctx context.Context, s Spec) (*birth, error) {
 	b.cmd.ExtraFiles = []*os.File{syncW, startR}
 	b.cmd.Stdout, b.cmd.Stderr = &b.output, &b.output
 	b.cmd.WaitDelay = pipesWait
-	err = errors.Join(b.cmd.Start(), syncW.Close(), startR.Close())
+	err = errors.Join(l.bear(b, s), syncW.Close(), startR.Close())
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: %w: install the package conmon, or set its path in crid.toml", err, errdef.Unavailable)
 	}
@@ -135,6 +137,20 @@ func (l *Launcher) spawn(ctx context.Context, s Spec) (*birth, error) {
 		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
+}
+
+// bear starts the monitor, in its cgroup where that can be.
+func (l *Launcher) bear(b *birth, s Spec) error {
+	cradle, err := l.cg.Cradle(s.Cgroup)
+	if err != nil {
+		return err
+	}
+	if cradle == nil {
+		return b.cmd.Start()
+	}
+	b.inside = true
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cradle.Fd())}
+	return errors.Join(b.cmd.Start(), cradle.Close())
 }
 
 func (l *Launcher) arguments(s Spec) []string {
@@ -196,10 +212,12 @@ func (l *Launcher) environment(s Spec) []string {
 	return env
 }
 
-// arm moves the waiting monitor into its cgroup and only then gives it something to create.
+// arm sees to it that the waiting monitor is in its cgroup and only then gives it something to create.
 func (l *Launcher) arm(ctx context.Context, b *birth, s Spec) error {
-	if err := l.cg.Enter(ctx, s.Cgroup, b.cmd.Process.Pid); err != nil {
-		return err
+	if !b.inside {
+		if err := l.cg.Enter(ctx, s.Cgroup, b.cmd.Process.Pid); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(l.path(s.ID, configFile), s.Config, 0o600)
 }
