@@ -21,6 +21,7 @@ var fuzzed = map[string]string{
 	"cmd/crid.asJSON":                     "- crid's own configuration, in another form",
 	"cmd/crid.askAdmin":                   "- what crid says to itself",
 	"cmd/crid.describe":                   "- a bundle that crid has written",
+	"cmd/crid.findManager":                "- a number of systemd's",
 	"cmd/crid.gone":                       "- the number in crid's own lock",
 	"internal/cgroup.blocksV1":            "FuzzFiles",
 	"internal/cgroup.blocksV2":            "FuzzFiles",

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/crid/crid/test/harness"
 )
 
@@ -112,7 +114,7 @@ func testWatchdog(t *testing.T, c *harness.Crid) {
 		t.Errorf("the watchdog has heard nothing: %q", got)
 	}
 	was := c.PID()
-	if err := exec.Command("kill", "-STOP", strconv.Itoa(was)).Run(); err != nil {
+	if err := unix.Kill(was, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "a crid that hangs is replaced", func() bool { pid := c.PID(); return pid != was && pid != 0 })
