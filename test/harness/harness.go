@@ -56,7 +56,7 @@ func withImages(m *testing.M) func() int {
 }
 
 func serveImages() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // on an emulated machine
 	defer cancel()
 	var err error
 	if registry, err = node.Registry(ctx, Binary("registry"), filepath.Join(isolate.Scratch(), "registry")); err != nil {
