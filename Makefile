@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOFLAGS := -tags=$(TAGS) -buildvcs=false
 export GOTOOLCHAIN ?= auto
 
-.PHONY: all build build-test deps test lint unit arch integration demo critest soak bench install clean
+.PHONY: all build build-test deps test lint unit arch integration demo critest test-kubelet have-kubelet soak bench install clean
 
 all: build
 
@@ -18,7 +18,7 @@ build:
 # The programs that the tests, the demo and the benchmark run beside crid, and a crid that dies where it is told to.
 build-test: build
 	CGO_ENABLED=0 go build -tags=$(TAGS),failpoint -o $(BIN)/crid-failpoint ./cmd/crid
-	CGO_ENABLED=0 go build -o $(BIN)/web ./test/web
+	CGO_ENABLED=0 go build -ldflags '-s -w' -o $(BIN)/web ./test/web
 	cd test/tools && CGO_ENABLED=0 go build -o ../../$(BIN)/registry github.com/distribution/distribution/v3/cmd/registry
 
 deps:
@@ -53,6 +53,21 @@ demo:
 # The conformance suite, with a critest from PATH or $$CRITEST.
 critest: build-test
 	go test -count=1 -timeout 60m -v ./test/critest -args -critest
+
+# The kubelet itself, without an API server, on a crid. Built once, in ten minutes, and kept outside the tree.
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crid
+KUBELET := $(CACHE)/kubelet-$(shell cat test/kubelet/build/go.mod test/kubelet/build/go.sum | sha256sum | cut -c 1-12)
+test-kubelet: deps build-test $(KUBELET)
+	CRID_KUBELET=$(KUBELET) go test -count=1 -timeout 30m -v -parallel 6 ./test/kubelet -args -kubelet
+
+$(KUBELET):
+	mkdir -p $(CACHE)
+	cd test/kubelet/build && GOFLAGS= CGO_ENABLED=0 go build -ldflags '-s -w' -o $@.new k8s.io/kubernetes/cmd/kubelet
+	mv $@.new $@
+
+# Whether a kubelet is there already, for those who do not want to wait for one.
+have-kubelet:
+	@test -x $(KUBELET)
 
 # Pods come and go at random for MINUTES while crid is killed again and again; then nothing may be left.
 MINUTES ?= 10
