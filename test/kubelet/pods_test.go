@@ -35,7 +35,7 @@ func TestPods(t *testing.T) {
 			})
 		}
 	})
-	unusedImages(t, k, began)
+	t.Run("unused images", func(t *testing.T) { unusedImages(t, k, began) })
 }
 
 // quickRestarts has a container that ended again and again wait two seconds at most.
