@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOFLAGS := -tags=$(TAGS) -buildvcs=false
 export GOTOOLCHAIN ?= auto
 
-.PHONY: all build build-test deps test lint unit arch integration demo critest test-kubelet have-kubelet soak bench install clean
+.PHONY: all build build-test deps test lint unit arch integration demo critest test-kubelet have-kubelet soak test-vm bench install clean
 
 all: build
 
@@ -73,6 +73,12 @@ have-kubelet:
 MINUTES ?= 10
 soak: deps build-test
 	go test -count=1 -timeout 0 -v ./test/soak -args -soak -minutes $(MINUTES) $(SOAK)
+
+# The tests whose ways differ by cgroup version, init system and security module, in virtual machines.
+RUN ?= .
+test-vm: build-test
+	./test/deps.sh vm
+	go test -count=1 -timeout 0 -v ./test/vm -run '$(RUN)' -args -vm $(VM)
 
 bench: deps build-test
 	CGO_ENABLED=0 go build -o $(BIN)/bench ./test/bench

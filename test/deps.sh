@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs from the distribution what crid's tests and demo need and the machine lacks: a runtime, conmon, the
 # CNI plugins with iptables, a busybox to make images of, and, except for "deps.sh demo", a C compiler, which
-# Go's race detector needs.
+# Go's race detector needs. "deps.sh vm" adds what virtual machines are made with.
 set -eu
 
 missing=""
@@ -24,6 +24,10 @@ if [ "${1:-}" != demo ]; then
 	want mkfs.btrfs btrfs-progs
 	want gcc gcc
 	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+fi
+if [ "${1:-}" = vm ]; then
+	want qemu-system-x86_64 qemu-system-x86
+	want debootstrap debootstrap
 fi
 
 [ -n "$missing" ] || exit 0

@@ -93,7 +93,7 @@ func update(t *testing.T, c *harness.Crid) act {
 			if shares != before.CpuShares && shares != change.CpuShares || (shares == change.CpuShares) != (memory == change.MemoryLimitInBytes) {
 				t.Errorf("told: %d shares and %d bytes", shares, memory)
 			}
-			if s, m := limit(t, c, ctr, "cpu/cpu.shares"), limit(t, c, ctr, "memory/memory.limit_in_bytes"); s != shares || m != memory {
+			if s, m := limit(t, c, ctr, "cpu.shares"), limit(t, c, ctr, "memory/memory.limit_in_bytes"); s != shares || m != memory {
 				t.Errorf("told: %d shares and %d bytes; in force: %d and %d", shares, memory, s, m)
 			}
 		},
@@ -102,7 +102,7 @@ func update(t *testing.T, c *harness.Crid) act {
 			if shares != change.CpuShares || memory != change.MemoryLimitInBytes {
 				t.Errorf("told after the update: %d shares and %d bytes", shares, memory)
 			}
-			if s, q := limit(t, c, ctr, "cpu/cpu.shares"), limit(t, c, ctr, "cpu/cpu.cfs_quota_us"); s != shares || q != -1 {
+			if s, q := limit(t, c, ctr, "cpu.shares"), limit(t, c, ctr, "cpu.cfs_quota_us"); s != shares || q != -1 {
 				t.Errorf("in force after the update: %d shares, quota %d", s, q)
 			}
 		},
@@ -112,12 +112,7 @@ func update(t *testing.T, c *harness.Crid) act {
 // limit reads a file of the container's cgroup.
 func limit(t *testing.T, c *harness.Crid, ctr *harness.Container, file string) int64 {
 	t.Helper()
-	controller, name, _ := strings.Cut(file, "/")
-	raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, c.Cgroup, "crid-"+ctr.ID, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	value, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+	value, err := strconv.ParseInt(ctr.Group(file), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,16 +143,13 @@ func TestCVE_2019_14891_MonitorsOutliveTheirContainers(t *testing.T) {
 // limitPods gives all pods together so much memory.
 func limitPods(t *testing.T, c *harness.Crid, limit string) {
 	t.Helper()
-	for _, file := range []string{"/sys/fs/cgroup/memory" + c.Cgroup + "/memory.limit_in_bytes", "/sys/fs/cgroup" + c.Cgroup + "/memory.max"} {
-		if _, err := os.Stat(file); err != nil {
-			continue
-		}
-		if err := os.WriteFile(file, []byte(limit), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
+	file := "memory.limit_in_bytes"
+	if harness.Unified() {
+		file = "memory.max"
 	}
-	t.Fatal("no memory controller at " + c.Cgroup)
+	if err := os.WriteFile(harness.GroupOf(c.Cgroup, file), []byte(limit), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Commands that cannot start, at a terminal whose size changes, and clients that vanish leave no goroutine behind. The

@@ -64,11 +64,7 @@ func plant(t *testing.T, c *harness.Crid, stopped bool) [][3]string {
 		t.Fatal(err)
 	}
 	p.mount("image", image, "tmpfs", 0)
-	cgroups := "/sys/fs/cgroup/memory"
-	if _, err := os.Stat(cgroups); err != nil {
-		cgroups = "/sys/fs/cgroup"
-	}
-	if err := os.MkdirAll(filepath.Join(cgroups, c.Cgroup, "crid-"+p.id("cgroup", c.Cgroup)), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(harness.GroupOf(filepath.Join(c.Cgroup, "crid-"+p.id("cgroup", c.Cgroup)), "memory.")), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	strayMonitor(t, c, p.id("process", "monitor"))

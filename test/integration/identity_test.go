@@ -104,6 +104,11 @@ func TestStopSignalsOfImages(t *testing.T) {
 	})
 }
 
+// procs is where the processes of a container are listed.
+func procs(ctr *harness.Container) string {
+	return filepath.Join(filepath.Dir(ctr.GroupFile("memory.")), "cgroup.procs")
+}
+
 // Memory ends containers while crid is away: one at its first want, one after its children have died of it.
 func TestOOMWhileCridIsAway(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
@@ -123,7 +128,7 @@ func TestOOMWhileCridIsAway(t *testing.T) {
 		put(t, filepath.Join(dir, "go"), "", 0o644)
 		for _, ctr := range []*harness.Container{victim, parent, survivor} {
 			eventually(t, "the container has ended", func() bool {
-				raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/memory", c.Cgroup, "crid-"+ctr.ID, "cgroup.procs"))
+				raw, err := os.ReadFile(procs(ctr))
 				return err != nil || len(raw) == 0
 			})
 		}

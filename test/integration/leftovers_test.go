@@ -23,7 +23,7 @@ func left(t *testing.T, c *harness.Crid, ids ...string) []string {
 		t.Fatal(err)
 	}
 	paths := strings.Split(string(raw), "\n")
-	for _, pattern := range []string{"/run/netns/*", "/sys/fs/cgroup/*/" + c.Cgroup + "/*", c.RunRoot + "/*/*", c.RunRoot + "/*/*/*", c.Root() + "/rootfs/*"} {
+	for _, pattern := range []string{"/run/netns/*", "/sys/fs/cgroup/" + c.Cgroup + "/*", "/sys/fs/cgroup/*/" + c.Cgroup + "/*", c.RunRoot + "/*/*", c.RunRoot + "/*/*/*", c.Root() + "/rootfs/*"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

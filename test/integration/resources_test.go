@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,25 +17,44 @@ import (
 	"github.com/crid/crid/test/harness"
 )
 
-// limits are the files of a container's cgroups on v1 that updates change.
-var limits = []string{
-	"cpu/cpu.shares", "cpu/cpu.cfs_period_us", "cpu/cpu.cfs_quota_us", "cpuset/cpuset.cpus",
-	"memory/memory.limit_in_bytes", "memory/memory.memsw.limit_in_bytes",
+// limits are the files of a container's cgroups that updates change: on v1, and on v2.
+var limits = [2][]string{
+	{"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpuset.cpus", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"},
+	{"cpu.weight", "cpu.max", "cpuset.cpus", "memory.max", "memory.swap.max"},
 }
 
 // inForce is what the kernel has, in the order of limits.
-func inForce(t *testing.T, c *harness.Crid, ctr *harness.Container) []string {
-	t.Helper()
+func inForce(ctr *harness.Container) []string {
+	files := limits[0]
+	if harness.Unified() {
+		files = limits[1]
+	}
 	var values []string
-	for _, file := range limits {
-		controller, name, _ := strings.Cut(file, "/")
-		raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, c.Cgroup, "crid-"+ctr.ID, name))
+	for _, file := range files {
+		values = append(values, ctr.Group(file))
+	}
+	return values
+}
+
+// onThisHost turns what v1 is to have in force into what v2 is to have, where that is what there is.
+func onThisHost(t *testing.T, v1 []string) []string {
+	t.Helper()
+	if !harness.Unified() {
+		return v1
+	}
+	number := func(i int) int {
+		n, err := strconv.Atoi(v1[i])
 		if err != nil {
 			t.Fatal(err)
 		}
-		values = append(values, strings.TrimSpace(string(raw)))
+		return n
 	}
-	return values
+	quota := v1[2]
+	if quota == "-1" {
+		quota = "max"
+	}
+	weight := 1 + (number(0)-2)*9999/262142 // how runtimes map the one range to the other
+	return []string{strconv.Itoa(weight), quota + " " + v1[1], v1[3], v1[4], strconv.Itoa(number(5) - number(4))}
 }
 
 func update(c *harness.Crid, ctr *harness.Container, change *runtime.LinuxContainerResources) error {
@@ -49,7 +69,7 @@ func TestUpdateResources(t *testing.T) {
 		})
 		wantInForce := func(want ...string) {
 			t.Helper()
-			if got := inForce(t, c, ctr); !slices.Equal(got, want) {
+			if got, want := inForce(ctr), onThisHost(t, want); !slices.Equal(got, want) {
 				t.Errorf("in force: %v\nwant:     %v", got, want)
 			}
 		}
@@ -73,7 +93,7 @@ func TestUpdateResources(t *testing.T) {
 			}
 			wantInForce(step.want...)
 		}
-		before := inForce(t, c, ctr)
+		before := []string{"2", "50000", "20000", "0-1", "33554432", "50331648"}
 		for _, bad := range []struct {
 			change *runtime.LinuxContainerResources
 			code   codes.Code
@@ -86,7 +106,7 @@ func TestUpdateResources(t *testing.T) {
 			{&runtime.LinuxContainerResources{CpuShares: 1024, CpuQuota: 1 << 62}, codes.InvalidArgument, "linux.cpu_quota"},
 			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 49 << 20}, codes.InvalidArgument, "linux.memory_swap_limit_in_bytes"}, // above memory and swap
 			{&runtime.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 4096, MemorySwapLimitInBytes: 4096}, codes.FailedPrecondition, "memory limit"},
-			{&runtime.LinuxContainerResources{CpuShares: 1024, Unified: map[string]string{"memory.high": "max"}}, codes.InvalidArgument, "linux.unified"},
+			{&runtime.LinuxContainerResources{CpuShares: 1024, Unified: map[string]string{"memory.nonesuch": "max"}}, codes.InvalidArgument, "linux.unified"},
 		} {
 			if err := update(c, ctr, bad.change); status.Code(err) != bad.code || !strings.Contains(err.Error(), bad.words) {
 				t.Errorf("%v: %v, want %s and %s", bad.change, err, bad.code, bad.words)

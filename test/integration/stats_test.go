@@ -2,7 +2,6 @@ package integration
 
 import (
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,10 +15,10 @@ import (
 	"github.com/crid/crid/test/harness"
 )
 
-// figure reads one number of a cgroup on v1: that behind key, or with no key the whole file.
-func figure(t *testing.T, path, key string) uint64 {
+// figure reads one number of a file of a cgroup: that behind key, or with no key the whole file.
+func figure(t *testing.T, file, key string) uint64 {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path))
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,6 +33,20 @@ func figure(t *testing.T, path, key string) uint64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// kernel is what the cgroup at path has used, as the kernel says.
+type kernel struct{ cpu, memory, inactive, rss, faults uint64 }
+
+func asked(t *testing.T, path string) kernel {
+	t.Helper()
+	of := func(file, key string) uint64 { return figure(t, harness.GroupOf(path, file), key) }
+	if harness.Unified() {
+		return kernel{of("cpu.stat", "usage_usec") * 1000, of("memory.current", ""), of("memory.stat", "inactive_file"),
+			of("memory.stat", "anon"), of("memory.stat", "pgfault")}
+	}
+	return kernel{of("cpuacct.usage", ""), of("memory.usage_in_bytes", ""), of("memory.stat", "total_inactive_file"),
+		of("memory.stat", "total_rss"), of("memory.stat", "total_pgfault")}
 }
 
 // close5 wants two figures, read one after the other, to be equal within 5 %.
@@ -56,15 +69,14 @@ func TestStatsAreThoseOfTheKernel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		leaf := c.Cgroup + "/crid-" + ctr.ID
-		close5(t, "cpu", stats.Cpu.UsageCoreNanoSeconds, figure(t, "cpuacct"+leaf+"/cpuacct.usage", ""))
-		usage := figure(t, "memory"+leaf+"/memory.usage_in_bytes", "")
-		working := usage - figure(t, "memory"+leaf+"/memory.stat", "total_inactive_file")
-		close5(t, "memory", stats.Memory.UsageBytes, usage)
+		k := asked(t, c.Cgroup+"/crid-"+ctr.ID)
+		working := k.memory - k.inactive
+		close5(t, "cpu", stats.Cpu.UsageCoreNanoSeconds, k.cpu)
+		close5(t, "memory", stats.Memory.UsageBytes, k.memory)
 		close5(t, "working set", stats.Memory.WorkingSetBytes, working)
 		close5(t, "available", stats.Memory.AvailableBytes, 64<<20-working)
-		close5(t, "rss", stats.Memory.RssBytes, figure(t, "memory"+leaf+"/memory.stat", "total_rss"))
-		close5(t, "faults", stats.Memory.PageFaults, figure(t, "memory"+leaf+"/memory.stat", "total_pgfault"))
+		close5(t, "rss", stats.Memory.RssBytes, k.rss)
+		close5(t, "faults", stats.Memory.PageFaults, k.faults)
 		if stats.Attributes.Metadata.Name != ctr.Config.Metadata.Name || stats.Swap.SwapUsageBytes == nil || stats.Cpu.Timestamp < time.Now().Add(-time.Minute).UnixNano() {
 			t.Errorf("stats %v", stats)
 		}
@@ -108,8 +120,9 @@ func TestPodStats(t *testing.T) {
 	if len(ids) != 2 || !slices.Contains(ids, a.ID) || !slices.Contains(ids, b.ID) || after.Linux.Process.ProcessCount.Value != 4 { // sh, 2 sleep, sleep
 		t.Errorf("containers %q, %v", ids, after.Linux.Process)
 	}
-	close5(t, "cpu", after.Linux.Cpu.UsageCoreNanoSeconds, figure(t, "cpuacct"+c.Cgroup+"/cpuacct.usage", ""))
-	close5(t, "memory", after.Linux.Memory.UsageBytes, figure(t, "memory"+c.Cgroup+"/memory.usage_in_bytes", ""))
+	k := asked(t, c.Cgroup)
+	close5(t, "cpu", after.Linux.Cpu.UsageCoreNanoSeconds, k.cpu)
+	close5(t, "memory", after.Linux.Memory.UsageBytes, k.memory)
 	all, err := c.Runtime.ListPodSandboxStats(c.Context(), &runtime.PodSandboxStatsFilter{})
 	if err != nil || len(all) != 2 {
 		t.Errorf("list: %d, %v", len(all), err)
