@@ -119,6 +119,36 @@ func TestKillEndsTheFrozen(t *testing.T) {
 	})
 }
 
+// A container that manages threads by cgroups of its own (KubeVirt does) has threads there whose process is elsewhere.
+func TestKillEndsWhatHasThreadsElsewhere(t *testing.T) {
+	tree := open(t, fact.CgroupV2)
+	leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "a"))
+	below := create(t, tree, leaf, "threads")
+	dir := tree.hierarchies[0].dir + below
+	if err := write(dir, "cgroup.type", "threaded"); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), threader+"="+dir)
+	c := begin(t, cmd)
+	if err := tree.Join(leaf, c.pid()); err != nil {
+		t.Fatal(err)
+	}
+	if said := c.ask(t); said != "ready" {
+		t.Fatalf("the process says %q", said)
+	}
+	if pids, err := tree.Pids(leaf); err != nil || !slices.Equal(pids, []int{c.pid()}) {
+		t.Errorf("pids %v, %v; want %d", pids, err, c.pid())
+	}
+	if pids, err := procs(dir); err != nil || !slices.Equal(pids, []int{c.pid()}) {
+		t.Errorf("pids %v, %v in the threaded cgroup; want %d", pids, err, c.pid())
+	}
+	if err := tree.Kill(t.Context(), leaf); err != nil {
+		t.Fatal(err)
+	}
+	c.killed(t)
+}
+
 func freeze(t *testing.T, tree *Tree, path string, frozen bool) {
 	t.Helper()
 	for _, h := range tree.hierarchies {

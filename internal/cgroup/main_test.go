@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,12 +26,18 @@ const (
 	// killer makes the test binary a process that kills the cgroup of this name as soon as it reads a line.
 	killer     = "CRID_CGROUP_TEST_KILL"
 	killerMode = "CRID_CGROUP_TEST_KILL_MODE" // v2, or nothing for v1
+	// threader makes it a process with a thread in the threaded cgroup of this directory; only its first is elsewhere.
+	threader = "CRID_CGROUP_TEST_THREADS"
 )
 
 // TestMain plays a killer, or runs the tests in namespaces of their own.
 func TestMain(m *testing.M) {
 	if os.Getenv(killer) != "" {
 		playKiller()
+		return
+	}
+	if dir := os.Getenv(threader); dir != "" {
+		playThreader(dir)
 		return
 	}
 	isolate.Tests(m.Run)
@@ -52,6 +60,31 @@ func playKiller() {
 		err = tree.Kill(ctx, os.Getenv(killer))
 	}
 	fmt.Println(err)
+}
+
+// playThreader says "ready" once a thread of its own, not the first, is in the threaded cgroup dir.
+func playThreader(dir string) {
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		fmt.Println(err)
+		return
+	}
+	moved := make(chan error)
+	for range 2 { // one of them is not the first thread
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() == os.Getpid() {
+				select {} // holds the first thread, for the other to get another
+			}
+			moved <- os.WriteFile(filepath.Join(dir, "cgroup.threads"), []byte(strconv.Itoa(unix.Gettid())), 0)
+			select {} // holds the thread until the process is killed
+		}()
+	}
+	if err := <-moved; err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until it is killed
 }
 
 // controllers are all that a test may meet.

@@ -56,27 +56,59 @@ func members(dir string) ([]int, error) {
 
 // procs returns the processes in one cgroup.
 func procs(dir string) ([]int, error) {
-	var space [4 << 10]byte
-	raw, err := slurp(filepath.Join(dir, "cgroup.procs"), space[:])
-	if errors.Is(err, unix.EFBIG) {
-		raw, err = os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	}
+	pids, err := numbers(filepath.Join(dir, "cgroup.procs"))
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		// A threaded v2 cgroup lists threads alone. kill(2) and pidfd_open(2) know a process by its first.
-		raw, err = os.ReadFile(filepath.Join(dir, "cgroup.threads"))
+		return threaded(dir)
 	}
+	return pids, err
+}
+
+// threaded returns the processes that have threads in a threaded v2 cgroup, which lists nothing but threads. The first
+// of a process may be elsewhere, and pidfd_open(2) takes no other.
+func threaded(dir string) ([]int, error) {
+	tids, err := numbers(filepath.Join(dir, "cgroup.threads"))
 	if err != nil {
 		return nil, err
 	}
 	var pids []int
-	for _, field := range strings.Fields(string(raw)) {
-		pid, err := strconv.Atoi(field)
-		if err != nil {
-			return nil, fmt.Errorf("parse %s/cgroup.procs: %w", dir, err)
+	for _, tid := range tids {
+		pid := tid // 0 lives outside crid's PID namespace
+		if tid > 0 {
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+			if err != nil {
+				continue // the thread has ended
+			}
+			_, rest, _ := strings.Cut(string(status), "\nTgid:")
+			if _, err := fmt.Sscan(rest, &pid); err != nil {
+				return nil, fmt.Errorf("parse /proc/%d/status: %w", tid, err)
+			}
 		}
-		pids = append(pids, pid)
+		if !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+		}
 	}
 	return pids, nil
+}
+
+// numbers reads a file of pids, one a line.
+func numbers(file string) ([]int, error) {
+	var space [4 << 10]byte
+	raw, err := slurp(file, space[:])
+	if errors.Is(err, unix.EFBIG) {
+		raw, err = os.ReadFile(file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for _, field := range strings.Fields(string(raw)) {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("parse %s: %w", file, err)
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 // OOMKills returns how many processes of the cgroup at path and of those below it the kernel has killed for want of
