@@ -195,7 +195,11 @@ func (c *Container) beside(change *runtime.LinuxContainerResources, before cgrou
 		delete(limits, file)
 	}
 	for _, h := range change.GetHugepageLimits() {
-		limits[spec.HugepageFile(h.GetPageSize(), mode)] = fmt.Sprint(h.GetLimit())
+		used, promised := spec.HugepageFiles(h.GetPageSize(), mode)
+		limits[used] = fmt.Sprint(h.GetLimit())
+		if was, there := before[promised]; there && was == before[used] { // runc limits both, crun one
+			limits[promised] = limits[used]
+		}
 	}
 	return limits
 }

@@ -256,12 +256,12 @@ func TestAnUndoneUpdateStaysUndone(t *testing.T) {
 
 // runc's update knows nothing of huge pages but what the container was made with, and that it brings back each time.
 func TestUpdateLimitsHugePages(t *testing.T) {
-	const file = "hugetlb.2MB.limit_in_bytes"
+	const file, promised = "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.rsvd.limit_in_bytes"
 	h, m := start(t)
 	m.deps.Host.Controllers, m.deps.Host.PageSizes = []string{"cpu", "memory", "hugetlb"}, []string{"2MB"}
 	c := mustStart(t, m, h.request("web"))
-	h.files()[file] = "0"
-	h.mains[c.ID()].told = cgroup.Limits{file: "0"}
+	h.files()[file], h.files()[promised] = "0", "0"
+	h.mains[c.ID()].told = cgroup.Limits{file: "0", promised: "0"}
 	for _, step := range []struct {
 		size string
 		kind error
@@ -273,8 +273,8 @@ func TestUpdateLimitsHugePages(t *testing.T) {
 		if err := c.Update(t.Context(), change); !errors.Is(err, step.kind) {
 			t.Errorf("%q: %v", step.size, err)
 		}
-		if got := h.file(file); got != "4194304" {
-			t.Errorf("after %q in force: %s", step.size, got)
+		if h.file(file) != "4194304" || h.file(promised) != "4194304" {
+			t.Errorf("after %q in force: %s, promised %s", step.size, h.file(file), h.file(promised))
 		}
 	}
 }

@@ -128,15 +128,18 @@ func LimitFiles(change *runtime.LinuxContainerResources, cgroup fact.CgroupMode)
 		}
 	}
 	for _, h := range change.GetHugepageLimits() {
-		files = append(files, HugepageFile(h.GetPageSize(), cgroup))
+		used, promised := HugepageFiles(h.GetPageSize(), cgroup)
+		files = append(files, used, promised)
 	}
 	return files
 }
 
-// HugepageFile is the file of a cgroup that limits huge pages of that size.
-func HugepageFile(pageSize string, cgroup fact.CgroupMode) string {
+// HugepageFiles are the files of a cgroup that limit huge pages of that size: those in use, and since Linux 5.7 those that
+// are promised to who has mapped them.
+func HugepageFiles(pageSize string, cgroup fact.CgroupMode) (used, promised string) {
+	limit := ".limit_in_bytes"
 	if cgroup == fact.CgroupV2 {
-		return "hugetlb." + pageSize + ".max"
+		limit = ".max"
 	}
-	return "hugetlb." + pageSize + ".limit_in_bytes"
+	return "hugetlb." + pageSize + limit, "hugetlb." + pageSize + ".rsvd" + limit
 }

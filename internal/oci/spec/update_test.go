@@ -155,7 +155,7 @@ func TestLimitFiles(t *testing.T) {
 		{&resources{MemorySwapLimitInBytes: 1}, "memory.limit_in_bytes memory.memsw.limit_in_bytes", "memory.max memory.swap.max"},
 		{&resources{CpuShares: 2, CpuPeriod: 3}, "cpu.cfs_period_us cpu.cfs_quota_us cpu.shares", "cpu.max cpu.weight"},
 		{&resources{CpusetCpus: "0", CpusetMems: "0"}, "cpuset.cpus cpuset.mems", "cpuset.cpus cpuset.mems"},
-		{&resources{HugepageLimits: pages("2MB", 1)}, "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"},
+		{&resources{HugepageLimits: pages("2MB", 1)}, "hugetlb.2MB.limit_in_bytes hugetlb.2MB.rsvd.limit_in_bytes", "hugetlb.2MB.max hugetlb.2MB.rsvd.max"},
 		{&resources{Unified: map[string]string{"pids.max": "5"}}, "pids.max", "pids.max"},
 	} {
 		for mode, want := range map[fact.CgroupMode]string{fact.CgroupV1: c.v1, fact.CgroupV2: c.v2} {
