@@ -1,10 +1,13 @@
 package harness
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Unified tells whether this machine has cgroup v2 alone.
@@ -42,4 +45,18 @@ func read(t *testing.T, file string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(raw))
+}
+
+// PID is the container's main process, as crid tells it.
+func (ctr *Container) PID() int {
+	ctr.c.t.Helper()
+	var info struct{ PID int }
+	got, err := ctr.c.Client().ContainerStatus(ctr.c.Context(), &runtime.ContainerStatusRequest{ContainerId: ctr.ID, Verbose: true})
+	if err == nil {
+		err = json.Unmarshal([]byte(got.Info["info"]), &info)
+	}
+	if err != nil {
+		ctr.c.t.Fatalf("pid of container %s: %v", ctr.ID, err)
+	}
+	return info.PID
 }

@@ -56,7 +56,7 @@ func withImages(m *testing.M) func() int {
 }
 
 func serveImages() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // on an emulated machine
+	ctx, cancel := context.WithTimeout(context.Background(), isolate.Patient(2*time.Minute))
 	defer cancel()
 	var err error
 	if registry, err = node.Registry(ctx, Binary("registry"), filepath.Join(isolate.Scratch(), "registry")); err != nil {
@@ -180,7 +180,7 @@ func shortName(t *testing.T) string {
 
 // Context is bounded by the limit of one call.
 func (c *Crid) Context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), isolate.Patient(callLimit))
 	c.t.Cleanup(cancel)
 	return ctx
 }

@@ -109,7 +109,7 @@ func (c *Crid) LeftSince(m Mark) []string {
 	c.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(settleLimit)
+	limit := time.After(isolate.Patient(settleLimit))
 	for {
 		left := c.leftSince(m.at)
 		if len(left) == 0 {
@@ -211,7 +211,7 @@ func (c *Crid) settled() {
 	c.t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(settleLimit)
+	limit := time.After(isolate.Patient(settleLimit))
 	for {
 		now := c.counts()
 		if now.Goroutines <= c.before.counts.Goroutines+slack && now.FDs <= c.before.counts.FDs+slack {
@@ -244,7 +244,7 @@ func (c *Crid) counts() counts {
 // debug asks crid's debug socket.
 func (c *Crid) debug(path string) string {
 	c.t.Helper()
-	client := http.Client{Timeout: callLimit, Transport: &http.Transport{
+	client := http.Client{Timeout: isolate.Patient(callLimit), Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", c.Node.Debug)

@@ -11,6 +11,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/images"
+	"github.com/crid/crid/test/isolate"
 )
 
 // Pod is one pod of a test, with the configuration that it was made from.
@@ -218,7 +219,7 @@ func (ctr *Container) Wait() *runtime.ContainerStatus {
 	ctr.c.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(callLimit)
+	limit := time.After(isolate.Patient(callLimit))
 	for {
 		if s := ctr.Status(); s.State == runtime.ContainerState_CONTAINER_EXITED {
 			return s
@@ -226,7 +227,7 @@ func (ctr *Container) Wait() *runtime.ContainerStatus {
 		select {
 		case <-tick.C:
 		case <-limit:
-			ctr.c.t.Fatalf("container %s is %v after %v", ctr.ID, ctr.Status().State, callLimit)
+			ctr.c.t.Fatalf("container %s is %v after %v", ctr.ID, ctr.Status().State, isolate.Patient(callLimit))
 		}
 	}
 }
@@ -244,7 +245,7 @@ const execLimit = 5 * time.Second
 // Exec runs a shell command in the container and fails the test unless it exits with 0.
 func (ctr *Container) Exec(shell string) string {
 	ctr.c.t.Helper()
-	stdout, stderr, err := ctr.c.Node.Runtime.ExecSync(ctr.c.Context(), ctr.ID, []string{"sh", "-c", shell}, callLimit)
+	stdout, stderr, err := ctr.c.Node.Runtime.ExecSync(ctr.c.Context(), ctr.ID, []string{"sh", "-c", shell}, isolate.Patient(callLimit))
 	if err != nil {
 		ctr.c.t.Fatalf("exec %q: %v\nstdout: %s\nstderr: %s", shell, err, stdout, stderr)
 	}

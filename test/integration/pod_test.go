@@ -14,6 +14,7 @@ import (
 
 	"github.com/crid/crid/test/harness"
 	"github.com/crid/crid/test/images"
+	"github.com/crid/crid/test/isolate"
 	"github.com/crid/crid/test/node"
 )
 
@@ -228,7 +229,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), isolate.Patient(10*time.Second))
 	defer cancel()
 	for !holds() {
 		select {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // DemandRoot, when the environment sets it to 1, makes tests fail that are else left out without root.
@@ -68,4 +70,16 @@ func OpenFiles(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(entries)
+}
+
+// Patience, in the environment, is a number that every limit of a test's waiting is multiplied by: an emulated machine
+// is slow.
+const Patience = "CRID_TEST_PATIENCE"
+
+// Patient is limit on this machine.
+func Patient(limit time.Duration) time.Duration {
+	if n, err := strconv.Atoi(os.Getenv(Patience)); err == nil && n > 1 {
+		return time.Duration(n) * limit
+	}
+	return limit
 }

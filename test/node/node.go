@@ -147,7 +147,7 @@ func startOn(cpus int, cmd *exec.Cmd) error {
 
 // Connect waits until crid answers, or has ended.
 func (n *Node) Connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, isolate.Patient(startLimit))
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -177,12 +177,12 @@ func (n *Node) dial(ctx context.Context) error {
 		return err
 	}
 	runtimes, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + n.Socket).
-		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx)
+		WithConnectionTimeout(isolate.Patient(startLimit)).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return err
 	}
 	images, err := remote.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + n.Socket).
-		WithConnectionTimeout(startLimit).WithTracerProvider(nil).Build(ctx)
+		WithConnectionTimeout(isolate.Patient(startLimit)).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return errors.Join(err, runtimes.Close(ctx))
 	}
@@ -221,7 +221,7 @@ func (n *Node) end(sig syscall.Signal) error {
 	select {
 	case <-n.exited:
 		return n.exit
-	case <-time.After(startLimit):
+	case <-time.After(isolate.Patient(startLimit)):
 		return fmt.Errorf("crid (pid %d) did not end within %v of %v", n.PID(), startLimit, sig)
 	}
 }
@@ -270,7 +270,7 @@ func freePort() (string, error) {
 
 // untilServed waits until url answers.
 func untilServed(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, isolate.Patient(startLimit))
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

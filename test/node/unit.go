@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/crid/crid/conf"
+	"github.com/crid/crid/test/isolate"
 )
 
 // unit is the name of the systemd unit that crid runs as.
@@ -68,7 +69,7 @@ func (n *Node) unitPID() int {
 
 // Systemctl runs it and returns what it says.
 func Systemctl(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*startLimit)
+	ctx, cancel := context.WithTimeout(ctx, isolate.Patient(2*startLimit))
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
 	if err != nil {
