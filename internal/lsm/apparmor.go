@@ -1,13 +1,18 @@
 package lsm
 
 import (
+	"bytes"
 	"context"
+	_ "embed" // the default profile
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
+	"text/template"
 	"time"
 
-	"github.com/moby/profiles/apparmor"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/internal/errdef"
@@ -146,14 +151,52 @@ func (parser) Loaded() ([]byte, error) {
 	return os.ReadFile("/sys/kernel/security/apparmor/profiles")
 }
 
-// Load does not end the parser with ctx, only the waiting for it: the library runs it.
 func (parser) Load(ctx context.Context, name string) error {
-	done := make(chan error, 1)
-	go func() { done <- apparmor.InstallDefault(name) }() // ends with the parser
-	select {
-	case err := <-done:
+	daemon, err := os.ReadFile("/proc/self/attr/current")
+	if err != nil {
 		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
+	var text bytes.Buffer
+	if err := writeProfile(&text, name, string(daemon)); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "apparmor_parser", "-Kr") // -K: no cache of it on a disk that may be read-only
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.WaitDelay = time.Second
+	cmd.Stdin = &text
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("run apparmor_parser: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+//go:embed crid-default.profile
+var profileText string
+
+// runtimes are the names that Debian's and Ubuntu's profiles of runtimes have.
+var runtimes = []string{"crun", "runc"}
+
+// writeProfile writes the default profile under a name, for a crid that runs under daemon, as the kernel tells it.
+func writeProfile(to io.Writer, name, daemon string) error {
+	text, err := template.New(name).Parse(profileText)
+	if err != nil {
+		return err
+	}
+	selves, masters := []string{name}, append([]string{"unconfined"}, runtimes...)
+	for _, r := range runtimes {
+		selves = append(selves, name+"//&"+r)
+	}
+	own, _, _ := strings.Cut(strings.TrimSpace(daemon), " (")
+	if own != "" && !slices.Contains(masters, own) {
+		masters = append(masters, own)
+	}
+	there := func(file string) bool {
+		_, err := os.Stat("/etc/apparmor.d/" + file)
+		return err == nil
+	}
+	return text.Execute(to, struct {
+		Name            string
+		Masters, Selves []string
+		Tunables, Base  bool // the distribution's files are there
+	}{name, masters, selves, there("tunables/global"), there("abstractions/base")})
 }
