@@ -54,7 +54,7 @@ func files(t *testing.T) string {
 	if err := os.CopyFS(filepath.Join(dir, "bin"), os.DirFS("../../bin")); err != nil {
 		t.Fatal(err)
 	}
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags=-s -w", "-o", dir+"/", "./test/integration")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags=-s -w", "-o", dir+"/", "./test/integration", "./test/systemd")
 	build.Dir = "../.."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -66,7 +66,7 @@ func files(t *testing.T) string {
 // tests is a step that runs those tests of a program that match; prefix, if any, is a command that runs it.
 func tests(name, program, match string, prefix ...string) Step {
 	return Step{name, append(prefix, "./"+program, "-test.v", "-test.timeout=55m", "-test.run="+match),
-		[]string{"CRID_BIN=/crid-test/bin", "CRID_TEST_ROOT=1", "CRID_TEST_PATIENCE=10"}}
+		[]string{"CRID_BIN=/crid-test/bin", "CRID_TEST_ROOT=1", "CRID_TEST_SYSTEMD=1", "CRID_TEST_PATIENCE=10"}}
 }
 
 // integration is a step of the integration tests: a crid with the cgroupfs driver.
@@ -125,14 +125,21 @@ func boot(t *testing.T, d Distribution, kernel []string, steps ...Step) {
 	}
 }
 
-// The least that has to work on a node: a pod's whole life.
+// The least that has to work on a node: a pod's whole life, with each of the two cgroup drivers.
 func TestBoot(t *testing.T) {
-	boot(t, Debian, nil, integration("a pod with the cgroupfs driver", "TestAPodsWholeLife/crun"))
+	boot(t, Debian, nil,
+		integration("a pod with the cgroupfs driver", "TestAPodsWholeLife/crun"),
+		tests("a pod with the systemd driver", "systemd.test", "TestUnderSystemd/crun/a_container_is_a_scope"))
 }
 
 // cgroup v2, with AppArmor in the kernel.
 func TestCgroupfs(t *testing.T) {
 	boot(t, Debian, nil, integration("cgroupfs", "("+choice+")"))
+}
+
+// crid as systemd's unit, with the systemd driver: the unit is restarted under running pods.
+func TestSystemd(t *testing.T) {
+	boot(t, Debian, nil, tests("systemd", "systemd.test", "."))
 }
 
 // A crid that may not raise limits.
