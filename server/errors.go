@@ -11,6 +11,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/event"
+	"github.com/crid/crid/internal/step"
 )
 
 // kinds maps each kind of failure to its gRPC code; the first that matches counts.
@@ -61,6 +62,9 @@ func toStatus(err error) error {
 	}
 	return status.Error(codes.Unknown, readable(err.Error()))
 }
+
+// outcome tells who watches calls how one ended.
+func outcome(err error) step.Outcome { return step.Outcome{Code: status.Code(err).String(), Err: err} }
 
 // maxMessage is how much of an error a client gets, in bytes: it ends up in events and logs, and registries and
 // programs of others have their say in it.

@@ -11,18 +11,22 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
 
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 )
 
 // gate stands before every call: it counts, logs, survives panics and gives errors their codes.
 type gate struct {
 	log    *slog.Logger
+	steps  step.Watch    // told of every call
+	calls  stats.Handler // sees every call before the gate does; nil = none
 	active atomic.Int64
 }
 
 func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, call grpc.UnaryHandler) (resp any, err error) {
-	done := g.enter(ctx, info.FullMethod, req)
+	ctx, done := g.enter(ctx, info.FullMethod, req)
 	defer func() {
 		err = done(resp, err, recover())
 		if err != nil {
@@ -36,17 +40,19 @@ func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, c
 }
 
 func (g *gate) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, call grpc.StreamHandler) (err error) {
-	done := g.enter(s.Context(), info.FullMethod, nil)
+	_, done := g.enter(s.Context(), info.FullMethod, nil) // what a stream does has no steps
 	defer func() { err = done(nil, err, recover()) }()
 	return call(srv, s)
 }
 
 // enter notes the beginning of a call; what it returns notes the end and says what the client gets.
-func (g *gate) enter(ctx context.Context, fullMethod string, req any) func(resp any, err error, panicked any) error {
+func (g *gate) enter(ctx context.Context, fullMethod string, req any) (within context.Context, done func(resp any, err error, panicked any) error) {
 	method, start := path.Base(fullMethod), time.Now()
 	g.active.Add(1)
-	return func(resp any, err error, panicked any) error {
+	within, end := g.steps.Begin(ctx, step.Step{Kind: step.Call, Verb: method})
+	return within, func(resp any, err error, panicked any) (answer error) {
 		defer g.active.Add(-1)
+		defer func() { end(outcome(answer)) }()
 		attrs := append([]slog.Attr{slog.Duration("took", time.Since(start))}, identify(req, resp)...)
 		if panicked != nil {
 			attrs = append(attrs, slog.Any("panic", panicked), slog.String("stack", string(debug.Stack())))

@@ -26,13 +26,17 @@ const (
 // Serve answers calls on l until ctx ends, then stops in order: streams end first, running calls get seven
 // seconds, the rest is cut off; one that does not heed that is left to the end of the process. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	g := grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.gate.unary),
 		grpc.ChainStreamInterceptor(s.gate.stream),
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	)
+	}
+	if s.gate.calls != nil {
+		options = append(options, grpc.StatsHandler(s.gate.calls))
+	}
+	g := grpc.NewServer(options...)
 	runtime.RegisterRuntimeServiceServer(g, &runtimeService{Server: s})
 	runtime.RegisterImageServiceServer(g, &imageService{Server: s})
 

@@ -11,8 +11,11 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/stats"
+
 	"github.com/crid/crid/internal/event"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/step"
 )
 
 // Events is where the rooms tell what happened; a reader that falls behind gets an error and must begin anew.
@@ -46,7 +49,7 @@ func (f Facts) names() string {
 	return strings.Join(names, ", ")
 }
 
-// Deps is what the server is built of. All fields are required.
+// Deps is what the server is built of. All fields are required but Steps and Calls.
 type Deps struct {
 	Facts      Facts
 	Pods       Pods
@@ -58,6 +61,8 @@ type Deps struct {
 	Streams    Streams
 	Network    func() fact.Condition // never waits
 	Info       func() map[string]any // for Status verbose: what an operator may want to know, as JSON values
+	Steps      step.Watch            // told of every call; nil = nobody
+	Calls      stats.Handler         // sees every call; nil = nobody
 	Log        *slog.Logger
 }
 
@@ -95,7 +100,7 @@ func New(d Deps) *Server {
 		network:    d.Network,
 		info:       d.Info,
 		log:        d.Log,
-		gate:       gate{log: d.Log},
+		gate:       gate{log: d.Log, steps: d.Steps, calls: d.Calls},
 		ending:     ending,
 		endStreams: sync.OnceFunc(func() { close(ending) }),
 		grace:      stopGrace,

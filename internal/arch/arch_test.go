@@ -41,10 +41,10 @@ var rooms = map[string][]string{
 }
 
 // alone may import nothing of crid's.
-var alone = []string{"internal/config", "internal/fact", "internal/errdef", "internal/turn", "internal/failpoint"}
+var alone = []string{"internal/config", "internal/fact", "internal/errdef", "internal/turn", "internal/step", "internal/failpoint"}
 
 // anyImporter may be imported by every room but those that stand alone.
-var anyImporter = []string{"internal/errdef", "internal/fact", "internal/turn", "internal/failpoint"}
+var anyImporter = []string{"internal/errdef", "internal/fact", "internal/turn", "internal/step", "internal/failpoint"}
 
 func TestRoomsImportOnlyTheirNeighbours(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}:{{join .Imports " "}}`, "./cmd/...", "./server/...", "./internal/...")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/oci/spec"
+	"github.com/crid/crid/internal/step"
 	"github.com/crid/crid/internal/storage"
 )
 
@@ -120,19 +121,42 @@ func (c *Container) wrongState(verb, why string) error {
 	return fmt.Errorf("%s %s: %w: %s", verb, c, errdef.WrongState, why)
 }
 
-// stage is the step that a container's creation or removal is at.
+// stage is the step that work on a container is at.
 type stage struct {
 	name  string
 	since time.Time
+	leave func(err error) // tells who watches; called by whoever takes the stage's place
 }
 
-// at notes the step that work on the container has come to; "" = it ended.
-func (c *Container) at(name string) {
-	if name == "" {
-		c.stage.Store(nil)
-		return
+// The operations on a container, as who watches hears of them.
+const (
+	opCreate = "create"
+	opStart  = "start"
+	opStop   = "stop"
+	opRemove = "remove"
+)
+
+// doing tells who watches that an operation on the container begins; done is called at its end, which ends its last stage.
+func (c *Container) doing(ctx context.Context, op string) (within context.Context, done func(err error)) {
+	within, end := c.m.deps.Steps.Begin(ctx, step.Step{Kind: step.Container, Verb: op, ID: c.id})
+	return within, func(err error) {
+		c.pass(nil, err)
+		end(err)
 	}
-	c.stage.Store(&stage{name, time.Now()})
+}
+
+// at notes the step that an operation has come to. ctx is the operation's; the step goes on in the one that is returned.
+func (c *Container) at(ctx context.Context, op, name string) context.Context {
+	within, leave := c.m.deps.Steps.Begin(ctx, step.Step{Kind: step.ContainerStage, Verb: op, Part: name, ID: c.id})
+	c.pass(&stage{name, time.Now(), leave}, nil)
+	return within
+}
+
+// pass puts next, which may be nil, in the place of the stage before. err is what that failed with.
+func (c *Container) pass(next *stage, err error) {
+	if before := c.stage.Swap(next); before != nil {
+		before.leave(err)
+	}
 }
 
 // flight is one piece of work that several callers wait for.

@@ -216,8 +216,9 @@ func (c *Container) beginCreation(ctx context.Context, r Request) {
 func (c *Container) create(ctx, life context.Context, r Request) error {
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
-	defer c.at("")
+	ctx, done := c.doing(ctx, opCreate)
 	err := c.build(ctx, r)
+	done(err)
 	if err == nil {
 		return nil
 	}
@@ -244,7 +245,7 @@ func (c *Container) create(ctx, life context.Context, r Request) error {
 
 // build goes from the request to the created process.
 func (c *Container) build(ctx context.Context, r Request) error {
-	c.at("record")
+	c.at(ctx, opCreate, "record")
 	if err := c.m.deps.Records.Put(c.id, c.record(c.Status())); err != nil {
 		return err
 	}
@@ -301,7 +302,7 @@ func (c *Container) unmap(pod spec.PodEnv) error {
 
 // launch writes the configuration and runs the runtime's `create` under a monitor.
 func (c *Container) launch(ctx context.Context, s *specs.Spec) (Process, monitor.Ref, error) {
-	c.at("create process")
+	ctx = c.at(ctx, opCreate, "create process")
 	raw, err := spec.Marshal(s)
 	if err != nil {
 		return nil, monitor.Ref{}, err

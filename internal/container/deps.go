@@ -16,6 +16,7 @@ import (
 	"github.com/crid/crid/internal/monitor"
 	"github.com/crid/crid/internal/oci"
 	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/internal/step"
 	"github.com/crid/crid/internal/storage"
 )
 
@@ -32,6 +33,7 @@ type Deps struct {
 	Records  Records
 	Events   Events
 	Host     fact.Host
+	Steps    step.Watch // told of operations and their stages; nil = nobody
 	Log      *slog.Logger
 	Options  Options
 	Additions

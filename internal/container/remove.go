@@ -57,8 +57,9 @@ func (c *Container) endRemoval(f *flight, err error) {
 	f.land(err)
 }
 
-func (c *Container) remove(ctx context.Context) error {
-	defer c.at("")
+func (c *Container) remove(ctx context.Context) (err error) {
+	ctx, done := c.doing(ctx, opRemove)
+	defer func() { done(err) }()
 	if err := c.settleCreation(ctx, errRemoved); err != nil {
 		return err
 	}
@@ -87,8 +88,8 @@ func (c *Container) reaped(ctx context.Context) bool {
 type remains struct {
 	id     string
 	plan   Plan
-	reaped bool              // the runtime knows it no more
-	at     func(step string) // is told each step; nil = nobody asks
+	reaped bool                                                       // the runtime knows it no more
+	at     func(ctx context.Context, op, step string) context.Context // is told each step; nil = nobody asks
 }
 
 // erase removes all that there is of a container, the record last. It is the one undo: of a failed creation,
@@ -109,10 +110,11 @@ func (m *Manager) erase(ctx context.Context, r remains) error {
 		{"remove root filesystem", func(ctx context.Context, r remains) error { return m.deps.Rootfs.Remove(ctx, r.id) }},
 		{"delete record", func(_ context.Context, r remains) error { return m.deps.Records.Delete(r.id) }},
 	} {
+		within := ctx
 		if r.at != nil {
-			r.at(step.name)
+			within = r.at(ctx, opRemove, step.name)
 		}
-		if err := step.do(ctx, r); err != nil {
+		if err := step.do(within, r); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}

@@ -47,10 +47,10 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	if in.Confinement, err = c.m.modules(ctx, r.Pod, c.config.GetLinux().GetSecurityContext()); err != nil {
 		return nil, spec.User{}, err
 	}
-	c.at("mount root filesystem")
+	mounting := c.at(ctx, opCreate, "mount root filesystem")
 	owner := ownerIn(r.Pod)
 	owner.Label = in.SELinux.Mount
-	root, err := c.m.deps.Rootfs.Mount(ctx, c.id, c.plan.ImageID, owner)
+	root, err := c.m.deps.Rootfs.Mount(mounting, c.id, c.plan.ImageID, owner)
 	if err != nil {
 		return nil, spec.User{}, err
 	}
@@ -58,7 +58,7 @@ func (c *Container) specify(ctx context.Context, r Request) (*specs.Spec, spec.U
 	if err := wantKernelDirs(root); err != nil {
 		return nil, spec.User{}, err
 	}
-	c.at("look up mounts, devices and user")
+	ctx = c.at(ctx, opCreate, "look up mounts, devices and user")
 	for _, look := range []func(context.Context, *spec.Input) error{
 		c.lookUpPlaces, c.lookUpUser, c.lookUpDevices, c.lookUpTarget, c.lookUpMounts, c.lookUpVolumes, c.lookUpShared, c.relabel,
 	} {

@@ -75,14 +75,15 @@ func (c *Container) beginStart(ctx context.Context) (*starting, error) {
 func (c *Container) start(ctx context.Context, s *starting) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	c.at("start")
-	defer c.at("")
+	ctx, done := c.doing(ctx, opStart)
+	defer func() { done(s.err) }()
 	begun := time.Now()
 	rt, err := c.runtime()
 	if err == nil {
-		err = rt.Start(ctx, c.id)
+		err = rt.Start(c.at(ctx, opStart, "start process"), c.id)
 	}
 	if err == nil {
+		c.at(ctx, opStart, "record")
 		err = c.move(Running, func(s *Status) { s.StartedAt = begun })
 	}
 	if err != nil {

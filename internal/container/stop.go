@@ -112,16 +112,17 @@ func (s *stopping) hurry(deadline time.Time) {
 	}
 }
 
-func (c *Container) stop(ctx context.Context, s *stopping) error {
-	c.at("stop")
-	defer c.at("")
+func (c *Container) stop(ctx context.Context, s *stopping) (err error) {
+	ctx, done := c.doing(ctx, opStop)
+	defer func() { done(err) }()
+	c.at(ctx, opStop, "ask")
 	if c.askToEnd(s) && c.awaitExit(s) {
 		return nil
 	}
 	if c.m.crew.ending() && time.Now().Before(s.until()) {
 		return errClosing // the container is left as it is; whoever asked asks the next crid
 	}
-	return c.kill(ctx)
+	return c.kill(c.at(ctx, opStop, "kill"))
 }
 
 // askToEnd sends the stop signal, if there is a process that can heed it and time for that.

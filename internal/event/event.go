@@ -39,6 +39,7 @@ type Bus[T any] struct {
 	ring []T
 	next uint64        // number of the event that comes next; it lands in ring[next%len]
 	wake chan struct{} // closed and renewed at each Publish
+	read Counts        // but Published, which is next
 }
 
 // New makes a bus that remembers the last size events.
@@ -56,6 +57,22 @@ func (b *Bus[T]) Publish(v T) {
 	b.wake = make(chan struct{})
 }
 
+// Counts is what a bus has done so far.
+type Counts struct {
+	Published uint64 // events
+	Lagged    uint64 // readers that fell too far behind and were told so
+	Readers   int    // there are now
+}
+
+// Counts returns what b has done so far.
+func (b *Bus[T]) Counts() Counts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.read
+	c.Published = b.next
+	return c
+}
+
 // Subscribe yields what is published after this call, until ctx ends. A reader that falls behind by more
 // than the bus keeps gets ErrLagged as its last element.
 func (b *Bus[T]) Subscribe(ctx context.Context) iter.Seq2[T, error] {
@@ -63,6 +80,8 @@ func (b *Bus[T]) Subscribe(ctx context.Context) iter.Seq2[T, error] {
 	pos := b.next
 	b.mu.Unlock()
 	return func(yield func(T, error) bool) {
+		b.count(1)
+		defer b.count(-1)
 		for {
 			v, wake, err := b.at(pos)
 			switch {
@@ -84,6 +103,13 @@ func (b *Bus[T]) Subscribe(ctx context.Context) iter.Seq2[T, error] {
 	}
 }
 
+// count counts a reader in or out.
+func (b *Bus[T]) count(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.read.Readers += n
+}
+
 // at returns the event numbered pos, or what to wait for when it is not there yet.
 func (b *Bus[T]) at(pos uint64) (v T, wake <-chan struct{}, err error) {
 	b.mu.Lock()
@@ -92,6 +118,7 @@ func (b *Bus[T]) at(pos uint64) (v T, wake <-chan struct{}, err error) {
 	case pos == b.next:
 		return v, b.wake, nil
 	case b.next-pos > size:
+		b.read.Lagged++
 		return v, nil, ErrLagged
 	default:
 		return b.ring[pos%size], nil, nil

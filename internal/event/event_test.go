@@ -73,3 +73,22 @@ func TestARingFullIsNotLagging(t *testing.T) {
 		}
 	}
 }
+
+func TestABusCounts(t *testing.T) {
+	bus := New[int](2)
+	slow := bus.Subscribe(t.Context())
+	for i := range 3 {
+		bus.Publish(i)
+	}
+	if c := bus.Counts(); c != (Counts{Published: 3}) {
+		t.Errorf("before anybody reads: %+v", c)
+	}
+	for _, err := range slow {
+		if c := bus.Counts(); !errors.Is(err, ErrLagged) || c != (Counts{Published: 3, Lagged: 1, Readers: 1}) {
+			t.Errorf("%v: %+v", err, c)
+		}
+	}
+	if c := bus.Counts(); c != (Counts{Published: 3, Lagged: 1}) {
+		t.Errorf("when nobody reads any more: %+v", c)
+	}
+}

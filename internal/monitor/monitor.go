@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 	"github.com/crid/crid/internal/turn"
 )
 
@@ -36,6 +37,7 @@ type Config struct {
 	Dir     string                      // one directory for each container
 	ExitDir string                      // one file for each container that has ended
 	Explain func(written string) string // makes one sentence of what a runtime wrote when it failed; nil = as it is
+	Steps   step.Watch                  // told of creations under a monitor; nil = nobody
 }
 
 // Cgroups makes cgroups for processes and tells who is in them.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 )
 
 const (
@@ -48,7 +49,7 @@ func (l *Launcher) Start(ctx context.Context, s Spec) (*Process, error) {
 	return p, errdef.Told(err)
 }
 
-func (l *Launcher) begin(ctx context.Context, s Spec) (*Process, error) {
+func (l *Launcher) begin(ctx context.Context, s Spec) (_ *Process, err error) {
 	if err := l.prepare(s); err != nil {
 		return nil, fmt.Errorf("start monitor of container %s: %w", s.ID, err)
 	}
@@ -59,6 +60,8 @@ func (l *Launcher) begin(ctx context.Context, s Spec) (*Process, error) {
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, createWait)
 	defer cancel()
+	ctx, end := l.cfg.Steps.Begin(ctx, step.Step{Kind: step.Program, Verb: "create", Part: "conmon", ID: s.ID})
+	defer func() { end(err) }()
 	failpoint.Hit("monitor/start/dir-made")
 	birth, err := l.spawn(ctx, s)
 	if err != nil {

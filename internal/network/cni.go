@@ -15,14 +15,16 @@ import (
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/fact"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 )
 
 // Config says where networks and plugins are found.
 type Config struct {
-	ConfDir  string   // directory of configuration lists: /etc/cni/net.d
-	BinDirs  []string // searched for plugins in this order
-	CacheDir string   // attachments made, kept by libcni; must survive a restart of crid
-	Default  string   // name of the network to use; empty means that of the first file in lexicographic order
+	ConfDir  string     // directory of configuration lists: /etc/cni/net.d
+	BinDirs  []string   // searched for plugins in this order
+	CacheDir string     // attachments made, kept by libcni; must survive a restart of crid
+	Default  string     // name of the network to use; empty means that of the first file in lexicographic order
+	Steps    step.Watch // told of verbs and of runs of plugins; nil = nobody
 }
 
 // CNI attaches and detaches network namespaces. All methods may be called at the same time.
@@ -38,7 +40,7 @@ type CNI struct {
 func New(cfg Config) *CNI {
 	c := &CNI{
 		cfg:  cfg,
-		lib:  libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &plugins{}),
+		lib:  libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &plugins{steps: cfg.Steps}),
 		gate: newGate(),
 		up:   loopbackUp,
 	}
@@ -90,7 +92,11 @@ func (c *CNI) Add(ctx context.Context, r Request) (Attachment, error) {
 	if err := c.up(r.NetNS); err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
 	}
-	res, err := c.lib.AddNetworkList(ctx, list, r.runtimeConf())
+	var res types.Result
+	err = c.verb(ctx, "ADD", r.ID, func(ctx context.Context) error {
+		res, err = c.lib.AddNetworkList(ctx, list, r.runtimeConf())
+		return err
+	})
 	if err != nil {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, pluginFailure(err))
 	}
@@ -100,6 +106,11 @@ func (c *CNI) Add(ctx context.Context, r Request) (Attachment, error) {
 		return Attachment{}, fmt.Errorf("attach %s to network %s: %w", r.ID, list.Name, err)
 	}
 	return Attachment{IPs: ips}, nil
+}
+
+// verb runs what libcni does for a verb, and tells who watches.
+func (c *CNI) verb(ctx context.Context, verb, id string, do func(ctx context.Context) error) error {
+	return c.cfg.Steps.Do(ctx, step.Step{Kind: step.CNI, Verb: verb, ID: id}, do)
 }
 
 // readResult returns the addresses of the interface, of which there is at least one, or Unavailable.
@@ -140,7 +151,8 @@ func (c *CNI) del(ctx context.Context, list *libcni.NetworkConfigList, r Request
 	if !isNetNS(r.NetNS) {
 		rt.NetNS = "" // plugins fail at a path that is no namespace, and release all else without one
 	}
-	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
+	err := c.verb(ctx, "DEL", r.ID, func(ctx context.Context) error { return c.lib.DelNetworkList(ctx, list, rt) })
+	if err != nil {
 		return fmt.Errorf("detach %s from network %s: %w", r.ID, list.Name, pluginFailure(err))
 	}
 	failpoint.Hit("network/del/forgotten")
@@ -154,7 +166,7 @@ func (c *CNI) Check(ctx context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
-	err = c.lib.CheckNetworkList(ctx, list, r.runtimeConf())
+	err = c.verb(ctx, "CHECK", r.ID, func(ctx context.Context) error { return c.lib.CheckNetworkList(ctx, list, r.runtimeConf()) })
 	if errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return fmt.Errorf("check network %s of %s: CNI %s has no CHECK: %w", list.Name, r.ID, list.CNIVersion, errdef.Unsupported)
 	}
@@ -178,7 +190,8 @@ func (c *CNI) ask(ctx context.Context, n *network) error {
 	if err := n.missing(c.cfg.BinDirs); err != nil {
 		return fmt.Errorf("network %s: %w", n.list.Name, err)
 	}
-	if err := c.lib.GetStatusNetworkList(ctx, n.list); err != nil {
+	err := c.verb(ctx, "STATUS", "", func(ctx context.Context) error { return c.lib.GetStatusNetworkList(ctx, n.list) })
+	if err != nil {
 		return fmt.Errorf("network %s: %w", n.list.Name, pluginFailure(err))
 	}
 	return nil

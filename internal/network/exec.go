@@ -20,6 +20,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 )
 
 const (
@@ -33,6 +34,7 @@ const (
 // plugins runs plugin binaries for libcni.
 type plugins struct {
 	version.PluginDecoder
+	steps step.Watch
 }
 
 var _ invoke.Exec = (*plugins)(nil)
@@ -77,11 +79,14 @@ func (x *plugins) FindInPath(plugin string, dirs []string) (string, error) {
 // ExecPlugin runs one plugin to its end. When ctx or the deadline ends first, the plugin's process group is
 // killed, so that nothing of it works on behind the error; when crid dies, the plugin does. The environment is environ's CNI_* of the protocol
 // and PATH, nothing else.
-func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (result []byte, err error) {
+	env := protocolEnv(environ)
+	ctx, end := x.steps.Begin(ctx, step.Step{Kind: step.Program, Verb: value(env, "CNI_COMMAND"), Part: filepath.Base(path), ID: value(env, "CNI_CONTAINERID")})
+	defer func() { end(err) }()
 	run, cancel := context.WithTimeout(ctx, pluginDeadline)
 	defer cancel()
 	cmd := exec.CommandContext(run, path)
-	cmd.Env = protocolEnv(environ)
+	cmd.Env = env
 	cmd.Dir = "/"
 	cmd.Stdin = bytes.NewReader(stdin)
 	stdout, stderr := &capped{limit: stdoutLimit}, &capped{limit: stderrLimit}
@@ -94,7 +99,7 @@ func (x *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pluginDrain
 	failpoint.Hit("network/plugin/called")
-	err := cmd.Run()
+	err = cmd.Run()
 	failpoint.Hit("network/plugin/answered")
 	if errors.Is(err, exec.ErrWaitDelay) && run.Err() == nil {
 		err = nil // it ended well and left a daemon behind that keeps its pipes

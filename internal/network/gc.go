@@ -125,8 +125,9 @@ func (c *CNI) gcVerb(ctx context.Context, valid map[types.GCAttachment]bool) err
 	for a := range valid {
 		args.ValidAttachments = append(args.ValidAttachments, a)
 	}
-	forgetful := libcni.NewCNIConfigWithCacheDir(c.cfg.BinDirs, filepath.Join(c.cfg.CacheDir, "none"), &plugins{})
-	if err := forgetful.GCNetworkList(ctx, n.list, args); err != nil {
+	forgetful := libcni.NewCNIConfigWithCacheDir(c.cfg.BinDirs, filepath.Join(c.cfg.CacheDir, "none"), &plugins{steps: c.cfg.Steps})
+	err := c.verb(ctx, "GC", "", func(ctx context.Context) error { return forgetful.GCNetworkList(ctx, n.list, args) })
+	if err != nil {
 		return fmt.Errorf("collect garbage of network %s: %w", n.list.Name, pluginFailure(err))
 	}
 	return nil

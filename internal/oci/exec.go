@@ -19,6 +19,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 )
 
 // startTime is what a command has its turn for at most: it takes a runtime 10 to 50 ms to start one, and nobody knows how
@@ -70,7 +71,8 @@ func (r *Runtime) Stream(ctx context.Context, id string, e Exec, s Streams) (exi
 		return 0, fmt.Errorf("%s exec in container %s: %w", r.cfg.Name, id, err)
 	}
 	started := time.AfterFunc(startTime, done)
-	defer func() { started.Stop(); done() }()
+	ctx, end := r.cfg.Steps.Begin(ctx, step.Step{Kind: step.Exec, Verb: "exec", Part: r.cfg.Name, ID: id})
+	defer func() { started.Stop(); done(); end(err) }()
 	if e.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, e.Timeout)

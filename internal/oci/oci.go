@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/step"
 	"github.com/crid/crid/internal/turn"
 )
 
@@ -30,10 +31,11 @@ const (
 
 // Config is one [runtimes.NAME] table: which binary, and where it keeps its state.
 type Config struct {
-	Name    string  // the handler's name
-	Path    string  // the binary, absolute
-	Root    string  // --root of the binary: stable across restarts of crid
-	Cgroups Cgroups // where Exec looks for what a timed out command has started
+	Name    string     // the handler's name
+	Path    string     // the binary, absolute
+	Root    string     // --root of the binary: stable across restarts of crid
+	Cgroups Cgroups    // where Exec looks for what a timed out command has started
+	Steps   step.Watch // told of verbs and commands; nil = nobody
 }
 
 // Cgroups reads control groups.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 )
 
 // afterKill is how long a killed runtime's pipes are waited for: a hook may have inherited them.
@@ -54,6 +55,7 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 		cmd.Stdin = bytes.NewReader(c.stdin)
 	}
 	failpoint.Hit("oci/run/called")
+	_, end := r.cfg.Steps.Begin(ctx, step.Step{Kind: step.Program, Verb: c.verb, Part: r.cfg.Name, ID: c.args[len(c.args)-1]})
 	runtime.LockOSThread() // see withCrid
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = withCrid(&syscall.SysProcAttr{})
@@ -61,9 +63,12 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 	failpoint.Hit("oci/run/answered")
 	// A hook that keeps the pipes says nothing about the verb, which has succeeded.
 	if err == nil || (errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil) {
+		end(nil)
 		return stdout.bytes(), nil
 	}
-	return nil, fmt.Errorf("%s %s of container %s: %w", r.cfg.Name, c.verb, c.args[len(c.args)-1], r.reason(ctx, err, stderr.bytes()))
+	err = r.reason(ctx, err, stderr.bytes())
+	end(err)
+	return nil, fmt.Errorf("%s %s of container %s: %w", r.cfg.Name, c.verb, c.args[len(c.args)-1], err)
 }
 
 // withCrid lets a runtime die with crid: nobody would hear from it, and what it still did would come behind what the next

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/crid/crid/internal/step"
 )
 
 // kind is what an operation does to its pod. A pod has at most one operation of a kind at a time.
@@ -25,12 +27,27 @@ type operation struct {
 	pod    *Pod
 	since  time.Time
 	stage  atomic.Pointer[string]
+	leave  func(err error) // ends the stage for who watches; nil before the first. The work's own
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed at the end
 	err    error         // may be read once done is closed
 }
 
-func (o *operation) at(stage string) { o.stage.Store(&stage) }
+// at notes the stage that the work has come to. ctx is the operation's; the stage goes on in the one that is returned.
+func (o *operation) at(ctx context.Context, stage string) context.Context {
+	o.stage.Store(&stage)
+	o.left(nil)
+	ctx, o.leave = o.pod.m.deps.Steps.Begin(ctx, step.Step{Kind: step.PodStage, Verb: string(o.kind), Part: stage, ID: o.pod.id})
+	return ctx
+}
+
+// left ends the stage that the work was at.
+func (o *operation) left(err error) {
+	if o.leave != nil {
+		o.leave(err)
+		o.leave = nil
+	}
+}
 
 // wait returns the outcome, or earlier when ctx ends.
 func (o *operation) wait(ctx context.Context) error {
@@ -87,14 +104,18 @@ func refusal() *operation {
 func (m *Manager) begin(ctx context.Context, p *Pod, k kind, work task) *operation {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	op := &operation{kind: k, pod: p, since: time.Now(), cancel: cancel, done: make(chan struct{})}
-	op.at("begin")
+	first := "begin"
+	op.stage.Store(&first)
 	p.ops[k] = op
 	m.ops[op] = struct{}{}
 	m.work.Add(1)
 	go func() { // ends by its deadline; Close waits for it
 		defer m.work.Done()
 		ctx, stop := context.WithTimeout(ctx, m.timeout(k))
+		ctx, end := m.deps.Steps.Begin(ctx, step.Step{Kind: step.Pod, Verb: string(k), ID: p.id})
 		op.err = work(ctx, op)
+		op.left(op.err)
+		end(op.err)
 		stop()
 		cancel(nil)
 		m.mu.Lock()

@@ -117,8 +117,7 @@ func (p *Pod) pause(ctx context.Context) (string, error) {
 		if p.pidns.Load() != nil {
 			return nil
 		}
-		op.at("pause")
-		ctx, leave, ok := p.life.enter(ctx)
+		ctx, leave, ok := p.life.enter(op.at(ctx, "pause"))
 		if !ok {
 			return fmt.Errorf("start the pause of pod %s: %w", p.id, errStopping)
 		}

@@ -76,7 +76,7 @@ func newID() string {
 // create is the work of Run.
 func (m *Manager) create(ctx context.Context, op *operation) error {
 	p := op.pod
-	op.at("plan")
+	op.at(ctx, "plan")
 	rec, w, err := m.plan(p.id, *p.rec.Load())
 	if err == nil {
 		rec.SELinux, err = m.deps.Labels.Reserve(rec.Config.GetLinux().GetSecurityContext().GetSelinuxOptions())
@@ -95,36 +95,34 @@ func (m *Manager) create(ctx context.Context, op *operation) error {
 // build makes what the record says, the record first.
 func (m *Manager) build(ctx context.Context, op *operation, w ns.Want) error {
 	p, rec := op.pod, op.pod.rec.Load()
-	op.at("record")
+	op.at(ctx, "record")
 	if err := m.deps.Records.Put(p.id, *rec); err != nil {
 		return err
 	}
-	op.at("namespaces")
-	if _, err := m.deps.Namespaces.Pin(ctx, p.id, w); err != nil {
+	if _, err := m.deps.Namespaces.Pin(op.at(ctx, "namespaces"), p.id, w); err != nil {
 		return sysctlField(err, rec.Config.PodSandboxConfig)
 	}
-	op.at("network and files")
 	var ips []string
-	both, ctx := errgroup.WithContext(ctx)
+	both, within := errgroup.WithContext(op.at(ctx, "network and files"))
 	both.Go(func() error {
 		if rec.Network == nil {
 			return nil
 		}
-		att, err := m.deps.Network.Add(ctx, *rec.Network)
+		att, err := m.deps.Network.Add(within, *rec.Network)
 		ips = att.IPs
 		return err
 	})
 	both.Go(func() error {
-		return m.deps.Files.Make(ctx, p.id, filesWant(rec))
+		return m.deps.Files.Make(within, p.id, filesWant(rec))
 	})
 	if err := both.Wait(); err != nil {
 		return err
 	}
-	op.at("hosts file")
+	op.at(ctx, "hosts file")
 	if err := m.deps.Files.Hosts(p.id, rec.Hostname, ips); err != nil {
 		return err
 	}
-	op.at("commit")
+	op.at(ctx, "commit")
 	return m.move(p, Ready, func(r *Record) { r.IPs = ips })
 }
 
@@ -132,7 +130,8 @@ func (m *Manager) build(ctx context.Context, op *operation, w ns.Want) error {
 // that it is listed and can be removed if the undo fails too.
 func (m *Manager) undo(ctx context.Context, op *operation, cause error) error {
 	p := op.pod
-	op.at("undo")
+	op.left(cause)
+	ctx = op.at(ctx, "undo")
 	moved := m.move(p, NotReady, func(r *Record) {
 		r.Erasing = true
 		because("CreateFailed", cause.Error())(r)

@@ -26,6 +26,7 @@ import (
 	"github.com/crid/crid/internal/ns"
 	"github.com/crid/crid/internal/oci/spec"
 	"github.com/crid/crid/internal/state"
+	"github.com/crid/crid/internal/step"
 )
 
 // Store keeps records of one type durably; *state.Dir is one. Open the one for pods with RecordVersion and
@@ -111,6 +112,7 @@ type Deps struct {
 	Files      Files
 	Labels     Labels
 	Events     Events
+	Steps      step.Watch   // told of operations and their stages; nil = nobody
 	Log        *slog.Logger // slog.Default()
 }
 

@@ -27,21 +27,18 @@ func (m *Manager) stop(ctx context.Context, op *operation) error {
 	empty, busy := p.life.close()
 	var errs failures
 	errs.add(m.move(p, NotReady, because(reasonStopped, "the pod was stopped")))
-	op.at("containers")
-	errs.add(m.deps.Containers.StopPod(ctx, p.id))
+	errs.add(m.deps.Containers.StopPod(op.at(ctx, "containers"), p.id))
 	if busy {
-		op.at("containers being created")
+		within := op.at(ctx, "containers being created")
 		select {
 		case <-empty:
 		case <-ctx.Done():
 			errs.add(fmt.Errorf("containers are still being created: %w", context.Cause(ctx)))
 		}
-		errs.add(m.deps.Containers.StopPod(ctx, p.id))
+		errs.add(m.deps.Containers.StopPod(within, p.id))
 	}
-	op.at("network")
-	errs.add(m.detach(ctx, p))
-	op.at("namespaces")
-	unpin, cancel := m.undoing(ctx)
+	errs.add(m.detach(op.at(ctx, "network"), p))
+	unpin, cancel := m.undoing(op.at(ctx, "namespaces"))
 	defer cancel()
 	errs.add(m.deps.Namespaces.Unpin(unpin, p.id))
 	if err := errs.err(); err != nil {
@@ -117,18 +114,15 @@ func (m *Manager) erase(ctx context.Context, op *operation) error {
 		r.Erasing = true
 		because("Removing", "the pod is being removed")(r)
 	}))
-	op.at("stop")
-	errs.add(m.Stop(ctx, p))
-	op.at("containers")
-	errs.add(m.deps.Containers.RemovePod(ctx, p.id))
-	op.at("files")
-	rest, cancel := m.undoing(ctx)
+	errs.add(m.Stop(op.at(ctx, "stop"), p))
+	errs.add(m.deps.Containers.RemovePod(op.at(ctx, "containers"), p.id))
+	rest, cancel := m.undoing(op.at(ctx, "files"))
 	defer cancel()
 	errs.add(m.deps.Files.Remove(rest, p.id))
 	if err := errs.err(); err != nil {
 		return fmt.Errorf("remove pod %s: %w", p.id, err)
 	}
-	op.at("record")
+	op.at(ctx, "record")
 	return m.forget(p)
 }
 

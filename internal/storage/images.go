@@ -15,6 +15,7 @@ import (
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/crid/crid/internal/step"
 	cstorage "go.podman.io/storage"
 	"go.podman.io/storage/types"
 )
@@ -35,8 +36,9 @@ type ImagesConfig struct {
 	RegistriesConfDir string
 	PolicyPath        string
 	AuthFile          string
-	Pinned            []string // names of images that the kubelet must not collect, exactly as they are pulled
-	BootID            string   // tells a reboot from a restart of crid
+	Pinned            []string   // names of images that the kubelet must not collect, exactly as they are pulled
+	BootID            string     // tells a reboot from a restart of crid
+	Steps             step.Watch // told of downloads; nil = nobody
 }
 
 // Images is the store of images. All methods may be called at once; those that only read answer from memory.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"strings"
+	"sync/atomic"
 
 	"github.com/vbatts/tar-split/archive/tar"
 	"go.podman.io/image/v5/types"
@@ -97,15 +98,18 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 
 // boundedSource is an image whose blobs are not in xz: its readers, of which containers/image and containers/storage each
 // begin one for a layer, allocate the dictionary that the layer names, of up to 4 GiB. The specification of images knows gzip
-// and zstd, and no builder makes others.
-type boundedSource struct{ types.ImageSource }
+// and zstd, and no builder makes others. It counts the bytes that are read of them.
+type boundedSource struct {
+	types.ImageSource
+	read *atomic.Uint64
+}
 
 func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
 	blob, size, err := s.ImageSource.GetBlob(ctx, info, cache)
 	if err != nil {
 		return nil, 0, err
 	}
-	head := bufio.NewReader(blob)
+	head := bufio.NewReader(counted{blob, s.read})
 	start, _ := head.Peek(10) // less when there is no more; whoever reads meets the error again
 	if archive.DetectCompression(start) == archive.Xz {
 		err := fmt.Errorf("layer %s is compressed with xz (build the image with gzip or zstd): %w", info.Digest, errdef.Invalid)
@@ -115,6 +119,18 @@ func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache t
 		io.Reader
 		io.Closer
 	}{head, blob}, size, nil
+}
+
+// counted counts what is read.
+type counted struct {
+	from io.Reader
+	read *atomic.Uint64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	c.read.Add(uint64(n))
+	return n, err
 }
 
 // bounds reads an archive and hands it on as far as it has been looked at: whoever reads from it never sees what breaks

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/step"
 	"go.podman.io/image/v5/docker/reference"
 )
 
@@ -22,7 +24,8 @@ type pulls struct {
 	flights map[flightKey]*flight
 	stopped bool
 	work    sync.WaitGroup
-	memory  uint64 // pullMemory
+	memory  uint64        // pullMemory
+	bytes   atomic.Uint64 // of blobs read so far
 
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
 }
@@ -101,7 +104,9 @@ func (s *Images) join(ctx context.Context, key flightKey, names []reference.Name
 			<-before.done // it was cancelled: let it go first
 		}
 		began := time.Now()
+		ctx, end := s.cfg.Steps.Begin(ctx, step.Step{Kind: step.Pull, ID: key.ref})
 		f.image, f.err = s.fetch(ctx, names, key.auth)
+		end(f.err)
 		if errors.Is(f.err, errdef.Exhausted) {
 			// What a later pull could use would keep a full disk full.
 			s.problems.set("layers of a failed pull", s.dropOrphans(began.Before))
@@ -120,6 +125,9 @@ func (p *pulls) land(key flightKey, f *flight) {
 	}
 	close(f.done)
 }
+
+// PulledBytes is how many bytes of images have come from registries since crid started, as they were sent.
+func (s *Images) PulledBytes() uint64 { return s.pulls.bytes.Load() }
 
 // leave counts a waiter out; the last one ends the download.
 func (p *pulls) leave(f *flight) {

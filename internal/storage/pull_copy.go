@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
@@ -31,7 +32,7 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) 
 	defer s.pulls.layers.RUnlock()
 	var failed error
 	for _, name := range names {
-		d := download{name: name, sys: s.systemContext(auth), policy: policy}
+		d := download{name: name, sys: s.systemContext(auth), policy: policy, read: &s.pulls.bytes}
 		img, err := s.fetchOne(ctx, d)
 		if err == nil {
 			return img, nil
@@ -49,6 +50,7 @@ type download struct {
 	name   reference.Named
 	sys    *types.SystemContext
 	policy *signature.PolicyContext
+	read   *atomic.Uint64 // counts the bytes of its blobs
 }
 
 // tries is how often a pull is begun that removals beside it spoil.
@@ -158,6 +160,7 @@ type remoteImage struct {
 	types.ImageReference
 	src  types.ImageSource
 	name reference.Named
+	read *atomic.Uint64
 	used bool // copy.Image has it and closes it
 }
 
@@ -170,7 +173,7 @@ func openRemote(ctx context.Context, d download) (*remoteImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &remoteImage{ImageReference: ref, src: src, name: d.name}, nil
+	return &remoteImage{ImageReference: ref, src: src, name: d.name, read: d.read}, nil
 }
 
 // NewImageSource hands over what is open, without what only the library's own sources have: signatures of all formats,
@@ -181,7 +184,7 @@ func (r *remoteImage) NewImageSource(context.Context, *types.SystemContext) (typ
 }
 
 // blobs is the image as its layers are read.
-func (r *remoteImage) blobs() types.ImageSource { return boundedSource{r.src} }
+func (r *remoteImage) blobs() types.ImageSource { return boundedSource{r.src, r.read} }
 
 func (r *remoteImage) close() error {
 	if r.used {
