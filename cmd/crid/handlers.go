@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/fact"
@@ -33,14 +32,14 @@ type programs struct {
 }
 
 // findPrograms looks for the monitor and the runtimes and asks these what they can do. All that is missing is
-// told at once, with the package that brings it.
-func findPrograms(ctx context.Context, cfg config.Config, tree *cgroup.Tree) (programs, error) {
+// told at once, with the package that brings it. alike is what all runtimes have in common.
+func findPrograms(ctx context.Context, cfg config.Config, alike oci.Config) (programs, error) {
 	p := programs{handlers: map[string]container.Handler{}}
 	var err error
 	if p.conmon, err = find(cfg.Conmon); err != nil {
 		err = fmt.Errorf("the container monitor: %w: install the package conmon, or set conmon in crid.toml", err)
 	}
-	err = errors.Join(err, p.probe(ctx, cfg, tree))
+	err = errors.Join(err, p.probe(ctx, cfg, alike))
 	if err != nil {
 		return programs{}, err
 	}
@@ -49,12 +48,14 @@ func findPrograms(ctx context.Context, cfg config.Config, tree *cgroup.Tree) (pr
 
 // probe fills in the handlers. One that is not installed is left out silently, one that does not work with a
 // warning, unless a pod could not do without it.
-func (p *programs) probe(ctx context.Context, cfg config.Config, tree *cgroup.Tree) error {
+func (p *programs) probe(ctx context.Context, cfg config.Config, alike oci.Config) error {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Runtimes)) {
 		path, err := find(cfg.Runtimes[name].Path)
 		switch {
 		case err == nil:
-			rt := oci.New(oci.Config{Name: name, Path: path, Root: cfg.RuntimeRoot(name), Cgroups: tree})
+			own := alike
+			own.Name, own.Path, own.Root = name, path, cfg.RuntimeRoot(name)
+			rt := oci.New(own)
 			err = p.add(ctx, name, rt, cfg.Runtimes[name].AllowedAnnotations)
 		case cfg.DefaultRuntime != name && !filepath.IsAbs(cfg.Runtimes[name].Path):
 			continue

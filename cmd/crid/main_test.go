@@ -23,6 +23,7 @@ import (
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/config"
 	"github.com/crid/crid/internal/fact"
+	"github.com/crid/crid/internal/oci"
 )
 
 // The test binary plays the holder of a lock, and runtimes.
@@ -346,7 +347,7 @@ func TestHandlersAreFoundAndOrdered(t *testing.T) {
 		{"one that does not tell", "", []string{"a", "mute"}, "a mute", 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, err := findPrograms(t.Context(), onlyThese(t, c.chosen, c.handlers...), &cgroup.Tree{})
+			p, err := findPrograms(t.Context(), onlyThese(t, c.chosen, c.handlers...), oci.Config{Cgroups: &cgroup.Tree{}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -362,7 +363,7 @@ func TestHandlersKeepWhatTheyAreAllowed(t *testing.T) {
 	played(t, map[string]string{"crid-test-a": works})
 	cfg := onlyThese(t, "a")
 	cfg.Runtimes["a"] = config.Runtime{Path: "crid-test-a", AllowedAnnotations: []string{"example.com/*"}}
-	p, err := findPrograms(t.Context(), cfg, &cgroup.Tree{})
+	p, err := findPrograms(t.Context(), cfg, oci.Config{Cgroups: &cgroup.Tree{}})
 	if err != nil || !slices.Equal(p.handlers["a"].AllowedAnnotations, []string{"example.com/*"}) {
 		t.Errorf("got %+v, %v", p.handlers["a"], err)
 	}
@@ -394,7 +395,7 @@ func TestMissingProgramsAreToldAtOnceWithTheirPackage(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := onlyThese(t, "", "a", "bad")
 			c.cfg(&cfg)
-			_, err := findPrograms(t.Context(), cfg, &cgroup.Tree{})
+			_, err := findPrograms(t.Context(), cfg, oci.Config{Cgroups: &cgroup.Tree{}})
 			for _, want := range c.want {
 				if err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("got %v\nwant %s", err, want)

@@ -34,8 +34,8 @@ const keptEvents = 4096
 // rooms is everything that the server stands on.
 type rooms struct {
 	cfg  places
-	log  *slog.Logger
 	host fact.Host
+	observers
 
 	cgroups    cgroups
 	programs   programs
@@ -87,9 +87,9 @@ func (c closer) within(ctx context.Context) error {
 // openRooms builds all rooms, in the order in which they stand on each other. After an error nothing is left
 // open.
 func openRooms(ctx context.Context, cfg config.Config, log *slog.Logger) (*rooms, error) {
-	r := &rooms{cfg: places{cfg}, survey: &survey{places: places{cfg}}, log: log, events: event.New[event.Event](keptEvents)}
+	r := &rooms{cfg: places{cfg}, survey: &survey{places: places{cfg}}, observers: observers{log: log, began: time.Now()}, events: event.New[event.Event](keptEvents)}
 	for _, open := range []func(context.Context) error{
-		r.openHost, r.openAdditions, r.openImages, r.openNetwork, r.openContainers, r.openPods, r.openSurvey,
+		r.openObservers, r.openHost, r.openAdditions, r.openImages, r.openNetwork, r.openContainers, r.openPods, r.openSurvey,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, r.close(ctx))
@@ -126,7 +126,7 @@ func (r *rooms) openHost(ctx context.Context) error {
 	if err := r.openCgroups(); err != nil {
 		return err
 	}
-	if r.programs, err = findPrograms(ctx, r.cfg.Config, r.cgroups.Tree); err != nil {
+	if r.programs, err = findPrograms(ctx, r.cfg.Config, oci.Config{Cgroups: r.cgroups.Tree, Steps: r.steps()}); err != nil {
 		return err
 	}
 	r.warnings = append(r.warnings, r.programs.warnings...)
@@ -136,7 +136,7 @@ func (r *rooms) openHost(ctx context.Context) error {
 func (r *rooms) openImages(ctx context.Context) error {
 	var err error
 	cfg := r.cfg.images()
-	cfg.BootID = r.host.BootID
+	cfg.BootID, cfg.Steps = r.host.BootID, r.steps()
 	r.images, err = storage.OpenImages(cfg)
 	if err != nil {
 		return err
@@ -155,7 +155,9 @@ func (r *rooms) openImages(ctx context.Context) error {
 }
 
 func (r *rooms) openNetwork(ctx context.Context) error {
-	r.network = network.New(r.cfg.network())
+	cfg := r.cfg.network()
+	cfg.Steps = r.steps()
+	r.network = network.New(cfg)
 	// Signals end ctx while calls still run; the network is followed until the rooms close.
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r.onClose("network", func(context.Context) error { cancel(); return nil })
@@ -174,7 +176,7 @@ func (r *rooms) openContainers(context.Context) error {
 		failpoint.Hit("crid/open/dir-made")
 	}
 	launcher := monitor.New(monitor.Config{
-		Path: r.programs.conmon, Dir: r.cfg.monitors(), ExitDir: r.cfg.exits(), Explain: oci.Explain,
+		Path: r.programs.conmon, Dir: r.cfg.monitors(), ExitDir: r.cfg.exits(), Explain: oci.Explain, Steps: r.steps(),
 	}, r.cgroups)
 	r.survey.monitors, r.survey.records.containers = launcher, records
 	r.onClose("monitors", func(context.Context) error { return launcher.Close() })
@@ -202,6 +204,7 @@ func (r *rooms) openContainers(context.Context) error {
 		Records:  records,
 		Events:   r.events,
 		Host:     r.host,
+		Steps:    r.steps(),
 		Log:      r.log,
 		Options: container.Options{
 			ImageVolumes: r.cfg.Images.ImageVolumes,
@@ -255,6 +258,7 @@ func (r *rooms) openPods(context.Context) error {
 		Files:      podFiles,
 		Labels:     r.additions.security,
 		Events:     r.events,
+		Steps:      r.steps(),
 		Log:        r.log,
 	})
 	r.onClose("pods", r.pods.Close)

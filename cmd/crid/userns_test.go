@@ -28,7 +28,7 @@ func TestAFailedProbeOfUserNamespaces(t *testing.T) {
 		{fmt.Errorf("pin: %w", unix.EMFILE), "", true},
 	} {
 		both := fact.Handler{Name: "crun", UserNamespaces: true}
-		r := &rooms{log: slog.New(slog.DiscardHandler), programs: programs{
+		r := &rooms{observers: observers{log: slog.New(slog.DiscardHandler)}, programs: programs{
 			facts:    []fact.Handler{both, {Name: "runc", UserNamespaces: true}},
 			handlers: map[string]container.Handler{"crun": {Fact: both}},
 		}}

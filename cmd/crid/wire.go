@@ -41,6 +41,8 @@ func newServer(r *rooms, streams *stream.Server) (*server.Server, error) {
 		Stats:      r.openStats(),
 		Network:    r.network.Condition,
 		Info:       func() map[string]any { return r.info(inForce) },
+		Steps:      r.steps(),
+		Calls:      r.calls(),
 		Log:        r.log,
 	}), nil
 }

@@ -31,6 +31,7 @@ var fuzzed = map[string]string{
 	"internal/cgroup.pressure":            "FuzzFiles",
 	"internal/cgroup.table":               "FuzzFiles",
 	"internal/cgroup.threaded":            "- what the kernel says of a thread",
+	"internal/config.observed":            "FuzzLoad",
 	"internal/config.read":                "FuzzLoad",
 	"internal/container.UnmarshalJSON":    "FuzzLoad",
 	"internal/container.checkRules":       "FuzzSeccompProfile",

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/url"
 	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -38,6 +40,7 @@ func (c Config) check(from origin) []error {
 	k.sysctls(c.DefaultSysctls)
 	k.network(c.Network)
 	k.streaming(c.Streaming)
+	k.observed(c.Diagnosis)
 	k.runtimes(c)
 	for _, name := range c.Images.Pinned {
 		if name == "" || strings.ContainsAny(name, " *?[") {
@@ -195,6 +198,27 @@ func (k *checker) streaming(s Streaming) {
 	}
 	if d, err := time.ParseDuration(s.IdleTimeout); err != nil || d <= 0 {
 		k.fault("streaming.idle_timeout", `%q is no duration, such as "4h" or "90s"`, s.IdleTimeout)
+	}
+}
+
+// observed checks where metrics and traces are told.
+func (k *checker) observed(d Diagnosis) {
+	if path, ok := strings.CutPrefix(d.Metrics.Address, "unix://"); ok {
+		k.socket("metrics.address", path)
+	} else if d.Metrics.Address != "" {
+		host, port, err := net.SplitHostPort(d.Metrics.Address)
+		if n, bad := strconv.ParseUint(port, 10, 16); err != nil || net.ParseIP(host) == nil || bad != nil || n == 0 {
+			k.fault("metrics.address", "%q is neither an IP address with a port, such as 127.0.0.1:9537, nor unix:// with the path of a socket", d.Metrics.Address)
+		}
+	}
+	if d.Tracing.Endpoint != "" {
+		u, err := url.Parse(d.Tracing.Endpoint)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Port() == "" || strings.Trim(u.Path, "/") != "" {
+			k.fault("tracing.endpoint", "%q is no URL of a collector, such as http://127.0.0.1:4317", d.Tracing.Endpoint)
+		}
+	}
+	if !(d.Tracing.Sampling >= 0 && d.Tracing.Sampling <= 1) {
+		k.fault("tracing.sampling", "%v must be between 0 and 1", d.Tracing.Sampling)
 	}
 }
 

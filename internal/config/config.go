@@ -27,9 +27,22 @@ type Config struct {
 
 // Diagnosis says how crid tells what it does. Its options stand beside those of Config, in no table.
 type Diagnosis struct {
-	DebugSocket string `toml:"debug_socket"`
-	LogLevel    string `toml:"log_level"`
-	LogFormat   string `toml:"log_format"`
+	DebugSocket string  `toml:"debug_socket"`
+	LogLevel    string  `toml:"log_level"`
+	LogFormat   string  `toml:"log_format"`
+	Metrics     Metrics `toml:"metrics"`
+	Tracing     Tracing `toml:"tracing"`
+}
+
+// Metrics says where Prometheus finds what crid counts.
+type Metrics struct {
+	Address string `toml:"address"`
+}
+
+// Tracing says where an OpenTelemetry collector is that takes traces.
+type Tracing struct {
+	Endpoint string  `toml:"endpoint"`
+	Sampling float64 `toml:"sampling"`
 }
 
 // Additions says where the node keeps what its containers may be given: profiles, devices, hooks. Its options stand
@@ -83,7 +96,7 @@ func Default() Config {
 		Root:           "/var/lib/crid",
 		Runroot:        "/run/crid",
 		Socket:         "/run/crid/crid.sock",
-		Diagnosis:      Diagnosis{LogLevel: "info", LogFormat: "text"},
+		Diagnosis:      Diagnosis{LogLevel: "info", LogFormat: "text", Tracing: Tracing{Sampling: 1}},
 		Conmon:         "conmon",
 		CgroupDriver:   "auto",
 		DefaultSysctls: []string{"net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"},

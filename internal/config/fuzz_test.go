@@ -13,7 +13,7 @@ import (
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
 		conf.TOML, strings.ReplaceAll(conf.TOML, "\n# ", "\n"), "", "root = 1", "rot = '/x'", "[runtimes.a]\npath = 1", "[runtimes]\na = 1", "[streaming]\nport = 70000",
-		"[runtimes.'']\n", "root = \"\\u0000\"", "x = [", "[[runtimes]]\n", "streaming.port = 1\n[streaming]\nport = 2", "runtimes.a.b.c = 1",
+		"[metrics]\naddress = 'unix://x'\n[tracing]\nendpoint = 'http://[::1]:1/'\nsampling = nan", "[runtimes.'']\n", "root = \"\\u0000\"", "x = [", "[[runtimes]]\n", "streaming.port = 1\n[streaming]\nport = 2", "runtimes.a.b.c = 1",
 	} {
 		f.Add(s)
 	}

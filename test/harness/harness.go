@@ -188,16 +188,17 @@ func (c *Crid) Context() context.Context {
 // Client is a client on a connection of its own, which outlives crid until t ends.
 func (c *Crid) Client() runtime.RuntimeServiceClient {
 	c.t.Helper()
-	return runtime.NewRuntimeServiceClient(c.connection())
+	return runtime.NewRuntimeServiceClient(c.Connection())
 }
 
 // ImageClient is such a client for images.
 func (c *Crid) ImageClient() runtime.ImageServiceClient {
 	c.t.Helper()
-	return runtime.NewImageServiceClient(c.connection())
+	return runtime.NewImageServiceClient(c.Connection())
 }
 
-func (c *Crid) connection() *grpc.ClientConn {
+// Connection is a connection of its own, which outlives crid until t ends.
+func (c *Crid) Connection() *grpc.ClientConn {
 	c.t.Helper()
 	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
