@@ -37,6 +37,7 @@ type flags struct {
 	restart    bool
 	stats      bool
 	idle       time.Duration
+	events     bool
 }
 
 // list is a flag that may be repeated.
@@ -61,6 +62,7 @@ func main() {
 	flag.BoolVar(&f.restart, "restart", false, "measure instead how soon crid serves again with -held pods, -rounds times")
 	flag.BoolVar(&f.stats, "stats", false, "measure only lists and figures with the pods held, and what the server does when nobody asks")
 	flag.DurationVar(&f.idle, "idle", time.Minute, "how long nobody asks")
+	flag.BoolVar(&f.events, "events", false, "measure instead how soon a container's end is told, -rounds times beside -held pods")
 	flag.Parse()
 	if len(f.endpoints) > 0 {
 		if err := f.given(); err != nil {

@@ -24,6 +24,9 @@ func (f flags) measure(ctx context.Context, all []*endpoint) error {
 	if f.stats {
 		parts = []func(context.Context, []*endpoint) error{f.figures}
 	}
+	if f.events {
+		parts = []func(context.Context, []*endpoint) error{f.exits}
+	}
 	for _, part := range parts {
 		if err := part(ctx, all); err != nil {
 			return err
