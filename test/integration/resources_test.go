@@ -2,6 +2,9 @@ package integration
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +15,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -184,4 +188,202 @@ func TestAHangingUpdate(t *testing.T) {
 	}
 	ctr.Stop(0)
 	ctr.Remove()
+}
+
+// resizing is a pod whose cgroup the test owns, as a kubelet does, and whose limits it changes as the kubelet 1.37 does
+// (kuberuntime_manager.go, doPodResizeAction): the runtime hears of the pod's new limits before they are written, and is told
+// the old ones again when they cannot be.
+type resizing struct {
+	t   *testing.T
+	c   *harness.Crid
+	pod *harness.Pod
+	now runtime.LinuxContainerResources // of the pod
+}
+
+// The files of the pod's cgroup that a kubelet writes on v1.
+const (
+	podMemory = "memory/memory.limit_in_bytes"
+	podQuota  = "cpu/cpu.cfs_quota_us"
+	podShares = "cpu/cpu.shares"
+)
+
+// newResizing makes a pod of 200 MiB, one CPU's time and 1024 shares, with its cgroup, which goes when the test ends.
+func newResizing(t *testing.T, c *harness.Crid) *resizing {
+	t.Helper()
+	r := &resizing{t: t, c: c, now: runtime.LinuxContainerResources{
+		MemoryLimitInBytes: 200 << 20, CpuPeriod: 100000, CpuQuota: 100000, CpuShares: 1024,
+	}}
+	parent := c.Cgroup + "/kubelet-pod"
+	for _, controller := range []string{"memory", "cpu"} {
+		if err := os.MkdirAll(r.file(controller+"/"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		dirs, err := filepath.Glob(r.file("*/")) // the runtime has made the rest
+		if err != nil || len(dirs) == 0 {
+			t.Errorf("the pod's cgroup is gone: %v", err)
+		}
+		for _, dir := range dirs {
+			if strings.HasPrefix(dir, "/sys/fs/cgroup/unified/") {
+				continue // no hierarchy: isolate hides that, and the runtime makes directories in its place
+			}
+			if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // controllers may share a hierarchy
+				t.Error(err)
+			}
+		}
+	})
+	r.write(podMemory, r.now.MemoryLimitInBytes)
+	r.write(podQuota, r.now.CpuQuota)
+	r.write(podShares, r.now.CpuShares)
+	r.pod = c.RunPod(func(cfg *runtime.PodSandboxConfig) { cfg.Linux.CgroupParent = parent })
+	return r
+}
+
+// file is a file of the pod's cgroup.
+func (r *resizing) file(name string) string {
+	controller, file, _ := strings.Cut(name, "/")
+	return filepath.Join("/sys/fs/cgroup", controller, r.c.Cgroup, "kubelet-pod", file)
+}
+
+func (r *resizing) write(file string, value int64) {
+	r.t.Helper()
+	if err := os.WriteFile(r.file(file), []byte(strconv.FormatInt(value, 10)), 0o644); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// tell tells crid what the pod may use.
+func (r *resizing) tell(resources *runtime.LinuxContainerResources) {
+	r.t.Helper()
+	_, err := r.c.Runtime.UpdatePodSandboxResources(r.c.Context(), &runtime.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: r.pod.ID, Overhead: &runtime.LinuxContainerResources{}, Resources: resources,
+	})
+	if err != nil {
+		r.t.Errorf("the pod's resources %v: %v", resources, err)
+	}
+}
+
+// set changes one limit of the pod.
+func (r *resizing) set(file string, value int64) {
+	r.t.Helper()
+	switch file {
+	case podMemory:
+		r.now.MemoryLimitInBytes = value
+	case podQuota:
+		r.now.CpuQuota = value
+	case podShares:
+		r.now.CpuShares = value
+	}
+	r.tell(proto.CloneOf(&r.now))
+	r.write(file, value)
+}
+
+// update gives a container all of its resources, as the kubelet does, and looks whether Status tells them and the kernel has them.
+func (r *resizing) update(ctr *harness.Container, memory, quota, shares int64) {
+	r.t.Helper()
+	want := &runtime.LinuxContainerResources{
+		CpuPeriod: 100000, CpuQuota: quota, CpuShares: shares, MemoryLimitInBytes: memory, MemorySwapLimitInBytes: memory,
+		OomScoreAdj: 500, HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}},
+	}
+	if err := update(r.c, ctr, want); err != nil {
+		r.t.Errorf("the container's resources %v: %v", want, err)
+	}
+	r.holds(ctr, memory, quota, shares)
+}
+
+func (r *resizing) holds(ctr *harness.Container, memory, quota, shares int64) {
+	r.t.Helper()
+	told := ctr.Status().GetResources().GetLinux()
+	if told.GetMemoryLimitInBytes() != memory || told.GetCpuQuota() != quota || told.GetCpuPeriod() != 100000 || told.GetCpuShares() != shares {
+		r.t.Errorf("Status tells %v, want %d bytes, quota %d, %d shares", told, memory, quota, shares)
+	}
+	for file, want := range map[string]int64{podMemory: memory, podQuota: quota, podShares: shares} {
+		controller, name, _ := strings.Cut(file, "/")
+		if got := figure(r.t, filepath.Join(controller, r.c.Cgroup, "kubelet-pod", "crid-"+ctr.ID, name), ""); got != uint64(want) {
+			r.t.Errorf("%s is %d, want %d", file, got, want)
+		}
+	}
+	for file, want := range map[string]int64{podMemory: r.now.MemoryLimitInBytes, podQuota: r.now.CpuQuota, podShares: r.now.CpuShares} {
+		controller, name, _ := strings.Cut(file, "/")
+		if got := figure(r.t, filepath.Join(controller, r.c.Cgroup, "kubelet-pod", name), ""); got != uint64(want) {
+			r.t.Errorf("the pod's %s is %d, want %d", file, got, want)
+		}
+	}
+}
+
+func TestResizeAsTheKubeletDoes(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		const mib = 1 << 20
+		r := newResizing(t, c)
+		run := func(shell string) *harness.Container {
+			return r.pod.Run(shell, func(cfg *runtime.ContainerConfig) {
+				cfg.Metadata.Name = fmt.Sprintf("c%d", len(shell))
+				cfg.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 100 * mib, MemorySwapLimitInBytes: 100 * mib}
+			})
+		}
+		a, b := run("sleep 1000"), run("sleep 1000; true")
+		r.holds(a, 100*mib, 50000, 512)
+
+		// Growth: the pod first, then the container; memory, then the limit of CPU time, then the shares.
+		r.set(podMemory, 300*mib)
+		r.update(a, 200*mib, 50000, 512)
+		r.set(podQuota, 150000)
+		r.set(podShares, 1536)
+		r.update(a, 200*mib, 100000, 1024)
+		r.holds(b, 100*mib, 50000, 512)
+
+		// Shrinking: the container first, then the pod; the shares before the limit.
+		r.update(a, 64*mib, 100000, 1024)
+		r.set(podMemory, 164*mib)
+		r.update(a, 64*mib, 20000, 204)
+		r.set(podShares, 716)
+		r.set(podQuota, 70000)
+		r.holds(a, 64*mib, 20000, 204)
+		r.holds(b, 100*mib, 50000, 512)
+
+		// More memory for less CPU time: each resource goes its own way.
+		r.set(podMemory, 200*mib)
+		r.update(b, 136*mib, 50000, 512)
+		r.update(b, 136*mib, 30000, 307)
+		r.set(podShares, 511)
+		r.set(podQuota, 50000)
+		r.holds(b, 136*mib, 30000, 307)
+
+		// The pod's cgroup cannot be written: crid is told the old values again, and nothing of the container has changed.
+		wanted := proto.CloneOf(&r.now)
+		wanted.MemoryLimitInBytes = 20 * mib
+		r.tell(wanted)
+		r.tell(proto.CloneOf(&r.now))
+		r.holds(a, 64*mib, 20000, 204)
+
+		c.Crash()
+		r.holds(a, 64*mib, 20000, 204)
+		r.holds(b, 136*mib, 30000, 307)
+		r.pod.Remove()
+	})
+}
+
+// A memory limit below what a container uses and cannot give back is refused, and leaves all as it was: the kubelet asks again
+// later.
+func TestResizeBelowWhatIsUsed(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
+		const mib = 1 << 20
+		r := newResizing(t, c)
+		ctr := r.pod.Run("head -c 50m /dev/zero > /dev/shm/full; touch /done; sleep 1000", func(cfg *runtime.ContainerConfig) {
+			cfg.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 100 * mib, MemorySwapLimitInBytes: 100 * mib}
+		})
+		eventually(t, "the memory is used", func() bool { return ctr.Exec("ls /done 2>/dev/null || true") != "" })
+		change := &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512, MemoryLimitInBytes: 30 * mib, MemorySwapLimitInBytes: 30 * mib}
+		if err := update(c, ctr, change); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "memory") {
+			t.Errorf("30 MiB for a container that uses 50: %v", err)
+		}
+		r.holds(ctr, 100*mib, 50000, 512)
+		ctr.Exec("rm /dev/shm/full")
+		r.update(ctr, 30*mib, 20000, 512)
+		if s := ctr.Status(); s.State != runtime.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("it is %v", s)
+		}
+		r.pod.Remove()
+	})
 }
