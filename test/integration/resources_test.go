@@ -300,13 +300,13 @@ func (r *resizing) holds(ctr *harness.Container, memory, quota, shares int64) {
 	}
 	for file, want := range map[string]int64{podMemory: memory, podQuota: quota, podShares: shares} {
 		controller, name, _ := strings.Cut(file, "/")
-		if got := figure(r.t, filepath.Join(controller, r.c.Cgroup, "kubelet-pod", "crid-"+ctr.ID, name), ""); got != uint64(want) {
+		if got := figure(r.t, filepath.Join("/sys/fs/cgroup", controller, r.c.Cgroup, "kubelet-pod", "crid-"+ctr.ID, name), ""); got != uint64(want) {
 			r.t.Errorf("%s is %d, want %d", file, got, want)
 		}
 	}
 	for file, want := range map[string]int64{podMemory: r.now.MemoryLimitInBytes, podQuota: r.now.CpuQuota, podShares: r.now.CpuShares} {
 		controller, name, _ := strings.Cut(file, "/")
-		if got := figure(r.t, filepath.Join(controller, r.c.Cgroup, "kubelet-pod", name), ""); got != uint64(want) {
+		if got := figure(r.t, filepath.Join("/sys/fs/cgroup", controller, r.c.Cgroup, "kubelet-pod", name), ""); got != uint64(want) {
 			r.t.Errorf("the pod's %s is %d, want %d", file, got, want)
 		}
 	}
