@@ -87,15 +87,7 @@ func boot(t *testing.T, d Distribution, kernel []string, steps ...Step) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), guestLimit)
 	defer cancel()
-	caches, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := d.Image(ctx, filepath.Join(caches, "crid", "vm"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
+	image, dir := cached(ctx, t, d), t.TempDir()
 	payload, err := Payload(ctx, dir, files(t), steps)
 	if err != nil {
 		t.Fatal(err)
@@ -124,6 +116,23 @@ func boot(t *testing.T, d Distribution, kernel []string, steps ...Step) {
 		}
 	}
 }
+
+// cached is the image of a distribution, which is made where there is none.
+func cached(ctx context.Context, t *testing.T, d Distribution) Image {
+	t.Helper()
+	caches, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := d.Image(ctx, filepath.Join(caches, "crid", "vm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// The disk that machines boot from, which needs Debian's archive.
+func TestImage(t *testing.T) { cached(t.Context(), t, Debian) }
 
 // The least that has to work on a node: a pod's whole life, with each of the two cgroup drivers.
 func TestBoot(t *testing.T) {
