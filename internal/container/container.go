@@ -134,6 +134,7 @@ const (
 	opStart  = "start"
 	opStop   = "stop"
 	opRemove = "remove"
+	opExit   = "exit" // from the record of an exit until it is told
 )
 
 // doing tells who watches that an operation on the container begins; done is called at its end, which ends its last stage.

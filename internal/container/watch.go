@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crid/crid/internal/monitor"
+	"github.com/crid/crid/internal/step"
 )
 
 const (
@@ -36,6 +37,7 @@ func (c *Container) watch(ctx context.Context) {
 // finish publishes EXITED. Before that nothing of the container may run any more: where it has no PID
 // namespace of its own, the end of its main process does not end the others.
 func (c *Container) finish(ctx context.Context, exit monitor.Exit) {
+	ctx, end := c.m.deps.Steps.Begin(ctx, step.Step{Kind: step.Container, Verb: opExit, ID: c.id})
 	killing, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := c.m.deps.Cgroups.Kill(killing, c.plan.Cgroup); err != nil {
@@ -43,7 +45,9 @@ func (c *Container) finish(ctx context.Context, exit monitor.Exit) {
 		exit.Message = join(exit.Message, err.Error())
 	}
 	exit.OOM = c.outOfMemory(exit)
-	if err := c.publishExit(exit); err != nil {
+	err := c.publishExit(exit)
+	end(err)
+	if err != nil {
 		c.m.log.Warn("an exit came too late", "container", c.id, "err", err)
 		return
 	}
