@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/crid/crid/internal/errdef"
@@ -57,10 +58,10 @@ func TestSigstoreSignatures(t *testing.T) {
 	policy, err := s.policy()
 	check(t, err)
 	defer func() { check(t, policy.Destroy()) }()
-	_, err = s.fetchOne(t.Context(), download{name: named("signed:1"), sys: sys, policy: policy})
+	_, err = s.fetchOne(t.Context(), download{name: named("signed:1"), sys: sys, policy: policy, read: new(atomic.Uint64)})
 	check(t, err)
 	for _, repo := range []string{"plain:1", "other:1"} { // one of which is stored by another name
-		_, err = s.fetchOne(t.Context(), download{name: named(repo), sys: sys, policy: policy})
+		_, err = s.fetchOne(t.Context(), download{name: named(repo), sys: sys, policy: policy, read: new(atomic.Uint64)})
 		if err = pullError(t.Context(), repo, err); !errors.Is(err, errdef.SignatureInvalid) {
 			t.Errorf("%s: %v", repo, err)
 		}
