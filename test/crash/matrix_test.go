@@ -67,6 +67,7 @@ var allScenarios = slices.Concat(podScenarios, containerScenarios, processScenar
 var behind = map[string]string{
 	"cgroup/kill/frozen": "what has ended by then is not frozen",
 	"cgroup/kill/struck": "a process that was asked to end may have ended before it is struck",
+	"cgroup/kill/thawed": "what has ended by then was not frozen",
 }
 
 func TestCrashAnywhere(t *testing.T) {
@@ -210,7 +211,7 @@ func (g *stage) crash() (died bool) {
 		if err != nil {
 			g.t.Errorf("crid lives, and the call answered %v", err)
 		}
-		if behind[g.at.name] == "" {
+		if behind[g.at.name] == "" && g.at.nth == 1 { // how often it comes there may depend on who has ended by then
 			g.t.Errorf("crid did not come to %v", g.at)
 		}
 	}
