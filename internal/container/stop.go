@@ -115,7 +115,7 @@ func (s *stopping) hurry(deadline time.Time) {
 func (c *Container) stop(ctx context.Context, s *stopping) (err error) {
 	ctx, done := c.doing(ctx, opStop)
 	defer func() { done(err) }()
-	c.at(ctx, opStop, "ask")
+	c.at(ctx, opStop, "ask to end")
 	if c.askToEnd(s) && c.awaitExit(s) {
 		return nil
 	}

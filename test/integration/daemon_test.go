@@ -263,7 +263,7 @@ func TestTheEndWaitsForNoGraceAndNoCommand(t *testing.T) {
 		ctr.Exec("while ! [ -e /tmp/exec ]; do sleep 0.1; done")
 		eventually(t, "the stop to have begun", func() bool {
 			s, err := c.Runtime.Status(c.Context(), true)
-			return err == nil && strings.Contains(s.Info["crid"], `"stage":"stop"`)
+			return err == nil && strings.Contains(s.Info["crid"], `"stage":"ask to end"`)
 		})
 		began := time.Now()
 		if err := c.Node.Stop(); err != nil {
