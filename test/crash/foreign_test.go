@@ -331,7 +331,7 @@ func (f *faulty) killed(name string, fault fault, call func(context.Context) err
 	if err != nil && !strings.Contains(err.Error(), "killed") {
 		f.t.Errorf("%s: the error does not say what happened: %v", name, err)
 	}
-	if took := time.Since(began); took > atOnce {
+	if took := time.Since(began); took > soon {
 		f.t.Errorf("%s: the answer took %v", name, took)
 	}
 	err = call(f.Context())
@@ -339,6 +339,9 @@ func (f *faulty) killed(name string, fault fault, call func(context.Context) err
 		f.t.Errorf("%s, the call again: %v", name, err)
 	}
 }
+
+// soon bounds an answer about a program that was killed, the undoing of its work included.
+const soon = 10 * time.Second
 
 // patience is how long the client of a hanging program waits.
 const patience = 500 * time.Millisecond

@@ -93,7 +93,7 @@ func update(t *testing.T, c *harness.Crid) act {
 			if shares != before.CpuShares && shares != change.CpuShares || (shares == change.CpuShares) != (memory == change.MemoryLimitInBytes) {
 				t.Errorf("told: %d shares and %d bytes", shares, memory)
 			}
-			if s, m := limit(t, c, ctr, "cpu.shares"), limit(t, c, ctr, "memory/memory.limit_in_bytes"); s != shares || m != memory {
+			if s, m := limit(t, c, ctr, "cpu.shares"), limit(t, c, ctr, "memory.limit_in_bytes"); s != shares || m != memory {
 				t.Errorf("told: %d shares and %d bytes; in force: %d and %d", shares, memory, s, m)
 			}
 		},

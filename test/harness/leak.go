@@ -305,6 +305,9 @@ func mounts() ([]string, error) {
 
 func links() ([]string, error) {
 	all, err := netlink.LinkList()
+	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 20; tries++ { // links came or went meanwhile
+		all, err = netlink.LinkList()
+	}
 	if err != nil {
 		return nil, err
 	}
