@@ -46,7 +46,7 @@ fi
 case $mode in
 none) exec %[2]s "$@" ;;
 before) kill -9 $$ ;;
-hang) [ -z "$_OCI_STARTPIPE" ] || [ "$(head -c 1 <&"$_OCI_STARTPIPE" | wc -c)" = 1 ] || exit 1; exec ` + stuck + ` ;;
+hang) [ "$verb" != monitor ] || [ "$(head -c 1 <&"$_OCI_STARTPIPE" | wc -c)" = 1 ] || exit 1; exec ` + stuck + ` ;;
 after) %[2]s "$@"; kill -9 $$ ;;
 linger) %[2]s "$@"; exec ` + stuck + ` ;;
 begun) %[2]s "$@"; kill -9 $(cat "$monitor") ;;

@@ -83,7 +83,9 @@ func TestMetricsAreThoseOfTheKernel(t *testing.T) {
 		ctr.Exec("ping -c 2 -i 0.1 -s 1000 " + gateway(t, ctr))
 		all := scraped(t, c)
 		leaf := c.Cgroup + "/crid-" + ctr.ID
-		kernel := func(file, key string) uint64 { return figure(t, strings.Replace(file, "/", leaf+"/", 1), key) }
+		kernel := func(file, key string) uint64 {
+			return figure(t, "/sys/fs/cgroup/"+strings.Replace(file, "/", leaf+"/", 1), key)
+		}
 		for metric, want := range map[string]uint64{
 			"spec_cpu_shares": 512, "spec_cpu_period": 100000, "spec_cpu_quota": 30000, "spec_memory_limit_bytes": 64 << 20,
 			"cpu_user_seconds_total":          kernel("cpuacct/cpuacct.stat", "user") / 100,
@@ -119,7 +121,7 @@ func TestMetricsAreThoseOfTheKernel(t *testing.T) {
 		if n := all.of(t, "network_transmit_bytes_total", pod.ID, "eth0").GetValue(); n < 2000 || n > 100_000 {
 			t.Errorf("%d bytes sent", n)
 		}
-		close5(t, "the pod's cpu", all.of(t, "cpu_usage_seconds_total", pod.ID, "total"), figure(t, "cpuacct"+c.Cgroup+"/cpuacct.usage", "")/1e9)
+		close5(t, "the pod's cpu", all.of(t, "cpu_usage_seconds_total", pod.ID, "total"), figure(t, "/sys/fs/cgroup/cpuacct"+c.Cgroup+"/cpuacct.usage", "")/1e9)
 		wantAllNames(t, c, all)
 	})
 }
