@@ -71,6 +71,12 @@ var behind = map[string]string{
 	"storage/pull/named": "an image that is mended may have its name still",
 }
 
+// elsewhere are the points that no crid comes to on a machine of these tests, and why.
+var elsewhere = map[string]string{
+	"cgroup/enter/scope-started":   "there is no systemd to make a scope",
+	"cgroup/remove/unit-forgotten": "there is no systemd to forget a unit",
+}
+
 func TestCrashAnywhere(t *testing.T) {
 	hit, played := map[string]bool{}, 0
 	for _, s := range allScenarios {
@@ -85,7 +91,7 @@ func TestCrashAnywhere(t *testing.T) {
 		return // some were left out on purpose, or failed
 	}
 	for _, name := range points(t) {
-		if !hit[name] {
+		if !hit[name] && elsewhere[name] == "" {
 			t.Errorf("no scenario dies at the fail point %q: add one, or remove the point", name)
 		}
 	}
