@@ -71,9 +71,9 @@ func TestSoak(t *testing.T) {
 // awaitNetworks waits for the networks that could not be detached because crid was killed amid it: the next attempt comes
 // after some seconds.
 func (s *soak) awaitNetworks() {
-	dir := filepath.Join(s.c.Root(), "state", "tombstones")
+	pattern := filepath.Join(s.c.Root(), "state", "tombstones", "*.json")
 	for limit := time.After(callLimit); ; {
-		left, err := os.ReadDir(dir)
+		left, err := filepath.Glob(pattern)
 		if err == nil && len(left) == 0 {
 			return
 		}
