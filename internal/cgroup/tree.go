@@ -1,5 +1,6 @@
 // Package cgroup makes, reads, empties and removes control groups through the file system, on cgroup v1, hybrid
-// and v2, and has systemd make and forget those that are its units. It does not know pods or containers: it is handed paths, and destroys only what bears crid's name.
+// and v2, and has systemd make and forget those that are its units. It does not know pods or containers: it is handed
+// paths, and destroys only what bears crid's name.
 package cgroup
 
 import (

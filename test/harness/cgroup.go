@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -50,13 +51,35 @@ func read(t *testing.T, file string) string {
 // PID is the container's main process, as crid tells it.
 func (ctr *Container) PID() int {
 	ctr.c.t.Helper()
+	return ctr.c.ProcessOf(ctr.ID)
+}
+
+// ProcessOf is the main process of the container of an id, as crid tells it.
+func (c *Crid) ProcessOf(container string) int {
+	c.t.Helper()
 	var info struct{ PID int }
-	got, err := ctr.c.Client().ContainerStatus(ctr.c.Context(), &runtime.ContainerStatusRequest{ContainerId: ctr.ID, Verbose: true})
+	got, err := c.Client().ContainerStatus(c.Context(), &runtime.ContainerStatusRequest{ContainerId: container, Verbose: true})
 	if err == nil {
 		err = json.Unmarshal([]byte(got.Info["info"]), &info)
 	}
-	if err != nil {
-		ctr.c.t.Fatalf("pid of container %s: %v", ctr.ID, err)
+	if err != nil || info.PID <= 0 {
+		c.t.Fatalf("pid of container %s: %v, %v", container, got.GetInfo(), err)
 	}
 	return info.PID
+}
+
+// Figure reads one number of a file of a cgroup: that behind key, or with no key the whole file.
+func Figure(t *testing.T, file, key string) uint64 {
+	t.Helper()
+	text := read(t, file)
+	for line := range strings.Lines(text + "\n") {
+		if rest, found := strings.CutPrefix(strings.TrimSpace(line), key+" "); found && key != "" {
+			text = rest
+		}
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return n
 }

@@ -96,7 +96,7 @@ func TestCVE_2019_5736_RuntimesAreNotOverwritten(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		var seen map[string]bool
 		var watch sync.WaitGroup
-		proc := fmt.Sprintf("/proc/%d/root/proc", hostPID(t, c, ctr))
+		proc := fmt.Sprintf("/proc/%d/root/proc", ctr.PID())
 		watch.Go(func() { seen = programs(ctx, t, proc) }) // ends with stop
 		for range 10 {
 			for _, cmd := range [][]string{{"/bin/evil"}, {"/proc/self/exe"}, {"true"}} {
@@ -140,7 +140,7 @@ func TestCVE_2024_21626_WorkingDirectoriesOfTheHost(t *testing.T) {
 				t.Fatalf("a command in /proc/self/fd/%d reads the host's file", fd)
 			}
 			// Where commands find no directory, the container mends it for the next attempt.
-			if f, err := os.Open(fmt.Sprintf("/proc/%d/root", hostPID(t, c, ctr))); err == nil {
+			if f, err := os.Open(fmt.Sprintf("/proc/%d/root", ctr.PID())); err == nil {
 				_ = unix.Unlinkat(int(f.Fd()), "work", 0)
 				_ = unix.Mkdirat(int(f.Fd()), "work", 0o755)
 				_ = f.Close()

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -183,16 +182,9 @@ func TestAnExitIsToldAtOnce(t *testing.T) {
 // exitToEvent kills the container's process and waits until it is told of.
 func exitToEvent(t *testing.T, c *harness.Crid, ctr *harness.Container, events runtime.RuntimeService_GetContainerEventsClient) time.Duration {
 	t.Helper()
-	s, err := c.Runtime.ContainerStatus(c.Context(), ctr.ID, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var info struct{ PID int }
-	if err := json.Unmarshal([]byte(s.Info["info"]), &info); err != nil || info.PID <= 0 {
-		t.Fatalf("no pid in %v: %v", s.Info, err)
-	}
+	pid := ctr.PID()
 	began := time.Now()
-	if err := syscall.Kill(info.PID, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	for {

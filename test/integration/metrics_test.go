@@ -82,32 +82,29 @@ func TestMetricsAreThoseOfTheKernel(t *testing.T) {
 		eventually(t, "the work is done", func() bool { return ctr.Exec("ls /done 2>/dev/null || true") != "" })
 		ctr.Exec("ping -c 2 -i 0.1 -s 1000 " + gateway(t, ctr))
 		all := scraped(t, c)
-		leaf := c.Cgroup + "/crid-" + ctr.ID
-		kernel := func(file, key string) uint64 {
-			return figure(t, "/sys/fs/cgroup/"+strings.Replace(file, "/", leaf+"/", 1), key)
-		}
+		kernel := func(file, key string) uint64 { return harness.Figure(t, ctr.GroupFile(file), key) }
 		for metric, want := range map[string]uint64{
 			"spec_cpu_shares": 512, "spec_cpu_period": 100000, "spec_cpu_quota": 30000, "spec_memory_limit_bytes": 64 << 20,
-			"cpu_user_seconds_total":          kernel("cpuacct/cpuacct.stat", "user") / 100,
-			"cpu_cfs_periods_total":           kernel("cpu/cpu.stat", "nr_periods"),
-			"cpu_cfs_throttled_periods_total": kernel("cpu/cpu.stat", "nr_throttled"),
-			"cpu_cfs_throttled_seconds_total": kernel("cpu/cpu.stat", "throttled_time") / 1e9,
-			"memory_usage_bytes":              kernel("memory/memory.usage_in_bytes", ""),
-			"memory_max_usage_bytes":          kernel("memory/memory.max_usage_in_bytes", ""),
-			"memory_cache":                    kernel("memory/memory.stat", "total_cache"),
-			"memory_rss":                      kernel("memory/memory.stat", "total_rss"),
-			"memory_failcnt":                  kernel("memory/memory.failcnt", ""),
-			"memory_kernel_usage":             kernel("memory/memory.kmem.usage_in_bytes", ""),
-			"memory_mapped_file":              kernel("memory/memory.stat", "total_mapped_file"),
-			"memory_swap":                     kernel("memory/memory.stat", "total_swap"),
-			"memory_working_set_bytes":        kernel("memory/memory.usage_in_bytes", "") - kernel("memory/memory.stat", "total_inactive_file"),
+			"cpu_user_seconds_total":          kernel("cpuacct.stat", "user") / 100,
+			"cpu_cfs_periods_total":           kernel("cpu.stat", "nr_periods"),
+			"cpu_cfs_throttled_periods_total": kernel("cpu.stat", "nr_throttled"),
+			"cpu_cfs_throttled_seconds_total": kernel("cpu.stat", "throttled_time") / 1e9,
+			"memory_usage_bytes":              kernel("memory.usage_in_bytes", ""),
+			"memory_max_usage_bytes":          kernel("memory.max_usage_in_bytes", ""),
+			"memory_cache":                    kernel("memory.stat", "total_cache"),
+			"memory_rss":                      kernel("memory.stat", "total_rss"),
+			"memory_failcnt":                  kernel("memory.failcnt", ""),
+			"memory_kernel_usage":             kernel("memory.kmem.usage_in_bytes", ""),
+			"memory_mapped_file":              kernel("memory.stat", "total_mapped_file"),
+			"memory_swap":                     kernel("memory.stat", "total_swap"),
+			"memory_working_set_bytes":        kernel("memory.usage_in_bytes", "") - kernel("memory.stat", "total_inactive_file"),
 			"oom_events_total":                0, "processes": 4, "threads": 4, // sh, 2 nc, sleep
-			"spec_memory_reservation_limit_bytes": 0, "spec_memory_swap_limit_bytes": kernel("memory/memory.memsw.limit_in_bytes", ""),
+			"spec_memory_reservation_limit_bytes": 0, "spec_memory_swap_limit_bytes": kernel("memory.memsw.limit_in_bytes", ""),
 		} {
 			close5(t, metric, all.of(t, metric, ctr.ID), want)
 		}
-		close5(t, "cpu", all.of(t, "cpu_usage_seconds_total", ctr.ID, "total"), kernel("cpuacct/cpuacct.usage", "")/1e9)
-		close5(t, "faults", all.of(t, "memory_failures_total", ctr.ID, "pgfault", "hierarchy"), kernel("memory/memory.stat", "total_pgfault"))
+		close5(t, "cpu", all.of(t, "cpu_usage_seconds_total", ctr.ID, "total"), kernel("cpuacct.usage", "")/1e9)
+		close5(t, "faults", all.of(t, "memory_failures_total", ctr.ID, "pgfault", "hierarchy"), kernel("memory.stat", "total_pgfault"))
 		close5(t, "start", all.of(t, "start_time_seconds", ctr.ID), uint64(ctr.Status().StartedAt/1e9))
 		if n := all.of(t, "ulimits_soft", ctr.ID, "max_open_files").GetValue(); strconv.FormatUint(n, 10) != strings.TrimSpace(ctr.Exec("ulimit -n")) {
 			t.Errorf("%d files may be open", n)
@@ -121,7 +118,7 @@ func TestMetricsAreThoseOfTheKernel(t *testing.T) {
 		if n := all.of(t, "network_transmit_bytes_total", pod.ID, "eth0").GetValue(); n < 2000 || n > 100_000 {
 			t.Errorf("%d bytes sent", n)
 		}
-		close5(t, "the pod's cpu", all.of(t, "cpu_usage_seconds_total", pod.ID, "total"), figure(t, "/sys/fs/cgroup/cpuacct"+c.Cgroup+"/cpuacct.usage", "")/1e9)
+		close5(t, "the pod's cpu", all.of(t, "cpu_usage_seconds_total", pod.ID, "total"), harness.Figure(t, harness.GroupOf(c.Cgroup, "cpuacct.usage"), "")/1e9)
 		wantAllNames(t, c, all)
 	})
 }

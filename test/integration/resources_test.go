@@ -202,9 +202,9 @@ type resizing struct {
 
 // The files of the pod's cgroup that a kubelet writes on v1.
 const (
-	podMemory = "memory/memory.limit_in_bytes"
-	podQuota  = "cpu/cpu.cfs_quota_us"
-	podShares = "cpu/cpu.shares"
+	podMemory = "memory.limit_in_bytes"
+	podQuota  = "cpu.cfs_quota_us"
+	podShares = "cpu.shares"
 )
 
 // newResizing makes a pod of 200 MiB, one CPU's time and 1024 shares, with its cgroup, which goes when the test ends.
@@ -213,14 +213,13 @@ func newResizing(t *testing.T, c *harness.Crid) *resizing {
 	r := &resizing{t: t, c: c, now: runtime.LinuxContainerResources{
 		MemoryLimitInBytes: 200 << 20, CpuPeriod: 100000, CpuQuota: 100000, CpuShares: 1024,
 	}}
-	parent := c.Cgroup + "/kubelet-pod"
-	for _, controller := range []string{"memory", "cpu"} {
-		if err := os.MkdirAll(r.file(controller+"/"), 0o755); err != nil {
+	for _, file := range []string{podMemory, podQuota} {
+		if err := os.MkdirAll(filepath.Dir(r.file(file)), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Cleanup(func() {
-		dirs, err := filepath.Glob(r.file("*/")) // the runtime has made the rest
+		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + r.group()) // the runtime has made the rest
 		if err != nil || len(dirs) == 0 {
 			t.Errorf("the pod's cgroup is gone: %v", err)
 		}
@@ -236,15 +235,15 @@ func newResizing(t *testing.T, c *harness.Crid) *resizing {
 	r.write(podMemory, r.now.MemoryLimitInBytes)
 	r.write(podQuota, r.now.CpuQuota)
 	r.write(podShares, r.now.CpuShares)
-	r.pod = c.RunPod(func(cfg *runtime.PodSandboxConfig) { cfg.Linux.CgroupParent = parent })
+	r.pod = c.RunPod(func(cfg *runtime.PodSandboxConfig) { cfg.Linux.CgroupParent = r.group() })
 	return r
 }
 
-// file is a file of the pod's cgroup.
-func (r *resizing) file(name string) string {
-	controller, file, _ := strings.Cut(name, "/")
-	return filepath.Join("/sys/fs/cgroup", controller, r.c.Cgroup, "kubelet-pod", file)
-}
+// group is the pod's cgroup.
+func (r *resizing) group() string { return r.c.Cgroup + "/kubelet-pod" }
+
+// file is a file of it.
+func (r *resizing) file(name string) string { return harness.GroupOf(r.group(), name) }
 
 func (r *resizing) write(file string, value int64) {
 	r.t.Helper()
@@ -298,16 +297,16 @@ func (r *resizing) holds(ctr *harness.Container, memory, quota, shares int64) {
 	if told.GetMemoryLimitInBytes() != memory || told.GetCpuQuota() != quota || told.GetCpuPeriod() != 100000 || told.GetCpuShares() != shares {
 		r.t.Errorf("Status tells %v, want %d bytes, quota %d, %d shares", told, memory, quota, shares)
 	}
+	r.inForce(filepath.Join(r.group(), "crid-"+ctr.ID), memory, quota, shares)
+	r.inForce(r.group(), r.now.MemoryLimitInBytes, r.now.CpuQuota, r.now.CpuShares)
+}
+
+// inForce wants the limits in the files of a cgroup.
+func (r *resizing) inForce(group string, memory, quota, shares int64) {
+	r.t.Helper()
 	for file, want := range map[string]int64{podMemory: memory, podQuota: quota, podShares: shares} {
-		controller, name, _ := strings.Cut(file, "/")
-		if got := figure(r.t, filepath.Join("/sys/fs/cgroup", controller, r.c.Cgroup, "kubelet-pod", "crid-"+ctr.ID, name), ""); got != uint64(want) {
-			r.t.Errorf("%s is %d, want %d", file, got, want)
-		}
-	}
-	for file, want := range map[string]int64{podMemory: r.now.MemoryLimitInBytes, podQuota: r.now.CpuQuota, podShares: r.now.CpuShares} {
-		controller, name, _ := strings.Cut(file, "/")
-		if got := figure(r.t, filepath.Join("/sys/fs/cgroup", controller, r.c.Cgroup, "kubelet-pod", name), ""); got != uint64(want) {
-			r.t.Errorf("the pod's %s is %d, want %d", file, got, want)
+		if got := harness.Figure(r.t, harness.GroupOf(group, file), ""); got != uint64(want) {
+			r.t.Errorf("%s of %s is %d, want %d", file, group, got, want)
 		}
 	}
 }

@@ -42,7 +42,7 @@ func TestRestartWithAHundredPods(t *testing.T) {
 	end, stay := manyPods(t, c, shared, ending, pods-ending)
 	pids := map[string]int{}
 	for _, ctr := range stay {
-		pids[ctr.ID] = hostPID(t, c, ctr)
+		pids[ctr.ID] = ctr.PID()
 	}
 	var took []time.Duration
 	for range tries - 1 {
@@ -67,7 +67,7 @@ func TestRestartWithAHundredPods(t *testing.T) {
 		noGap(t, ctr.Text())
 	}
 	for _, ctr := range stay {
-		if pid := hostPID(t, c, ctr); pid != pids[ctr.ID] || syscall.Kill(pid, 0) != nil {
+		if pid := ctr.PID(); pid != pids[ctr.ID] || syscall.Kill(pid, 0) != nil {
 			t.Errorf("a container has process %d; it was %d", pid, pids[ctr.ID])
 		}
 	}

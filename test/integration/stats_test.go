@@ -1,9 +1,7 @@
 package integration
 
 import (
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,32 +13,12 @@ import (
 	"github.com/crid/crid/test/harness"
 )
 
-// figure reads one number of a file of a cgroup: that behind key, or with no key the whole file.
-func figure(t *testing.T, file, key string) uint64 {
-	t.Helper()
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := strings.TrimSpace(string(raw))
-	for line := range strings.Lines(text + "\n") {
-		if rest, found := strings.CutPrefix(strings.TrimSpace(line), key+" "); found && key != "" {
-			text = rest
-		}
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // kernel is what the cgroup at path has used, as the kernel says.
 type kernel struct{ cpu, memory, inactive, rss, faults uint64 }
 
 func asked(t *testing.T, path string) kernel {
 	t.Helper()
-	of := func(file, key string) uint64 { return figure(t, harness.GroupOf(path, file), key) }
+	of := func(file, key string) uint64 { return harness.Figure(t, harness.GroupOf(path, file), key) }
 	if harness.Unified() {
 		return kernel{of("cpu.stat", "usage_usec") * 1000, of("memory.current", ""), of("memory.stat", "inactive_file"),
 			of("memory.stat", "anon"), of("memory.stat", "pgfault")}

@@ -196,7 +196,7 @@ func (d *trouble) endedProcesses() {
 	const latest = 10 * time.Second
 	verbs := []string{"exec", "update", "start", "state"}
 	for _, verb := range verbs {
-		kill(d.t, hostPID(d.t, d.c, d.at[verb]), syscall.SIGKILL)
+		kill(d.t, d.at[verb].PID(), syscall.SIGKILL)
 	}
 	began := time.Now()
 	for _, verb := range verbs {

@@ -135,7 +135,7 @@ func TestAnExitIsToldWhenTheMonitorIsDead(t *testing.T) {
 		for _, both := range []bool{false, true} {
 			inTime(t, fmt.Sprintf("from the monitor's death to EXITED, the container killed with it: %t", both), func() time.Duration {
 				ctr := pod.Run("sleep 1000")
-				pid, monitor := hostPID(t, c, ctr), monitorOf(t, c, ctr)
+				pid, monitor := ctr.PID(), monitorOf(t, c, ctr)
 				kill(t, monitor, syscall.SIGKILL)
 				if both {
 					_ = syscall.Kill(pid, syscall.SIGKILL) // crid may have been quicker
@@ -159,7 +159,7 @@ func TestAMonitorThatSleepsHidesNoExit(t *testing.T) {
 	ctr := c.RunPod().Run("sleep 1000")
 	monitor := monitorOf(t, c, ctr)
 	kill(t, monitor, syscall.SIGSTOP)
-	kill(t, hostPID(t, c, ctr), syscall.SIGKILL)
+	kill(t, ctr.PID(), syscall.SIGKILL)
 	took, s := untilExited(t, ctr)
 	if took > 10*time.Second || took < 7*time.Second { // it waits eight seconds for a monitor that may have a log to write
 		t.Errorf("told after %v", took)
@@ -179,7 +179,7 @@ func TestARecycledPIDIsNobody(t *testing.T) {
 	c := harness.Start(t)
 	pod := c.RunPod()
 	ctr := pod.Run("sleep 1000")
-	pid, monitor := hostPID(t, c, ctr), monitorOf(t, c, ctr)
+	pid, monitor := ctr.PID(), monitorOf(t, c, ctr)
 	if err := c.Node.Kill(); err != nil {
 		t.Fatal(err)
 	}

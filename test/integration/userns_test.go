@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,20 +33,6 @@ const (
 	hostUID = 1 << 20
 	hostGID = 1 << 21
 )
-
-// hostPID is the main process's id outside the container.
-func hostPID(t *testing.T, c *harness.Crid, ctr *harness.Container) int {
-	t.Helper()
-	resp, err := c.Runtime.ContainerStatus(c.Context(), ctr.ID, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var info struct{ PID int }
-	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil || info.PID == 0 {
-		t.Fatalf("%v, %v", resp.Info, err)
-	}
-	return info.PID
-}
 
 func owner(t *testing.T, path string) string {
 	t.Helper()
@@ -117,9 +102,9 @@ func TestUserNamespace(t *testing.T) {
 			}
 		}
 		for path, want := range map[string]string{
-			filepath.Join(vol, "new"):                   "1000:1000",
-			ctr.Status().LogPath:                        "0:0",
-			fmt.Sprintf("/proc/%d", hostPID(t, c, ctr)): fmt.Sprintf("%d:%d", hostUID, hostGID),
+			filepath.Join(vol, "new"):          "1000:1000",
+			ctr.Status().LogPath:               "0:0",
+			fmt.Sprintf("/proc/%d", ctr.PID()): fmt.Sprintf("%d:%d", hostUID, hostGID),
 		} {
 			if got := owner(t, path); got != want {
 				t.Errorf("%s on the host: %s, want %s", path, got, want)
