@@ -125,39 +125,39 @@ func (k *kubelet) configure(t *testing.T, settings []setting) {
 // cgroupRoot makes the cgroup that the kubelet makes its own below, in every hierarchy.
 func cgroupRoot(t *testing.T) string {
 	t.Helper()
-	root := filepath.Join(isolate.CgroupParent(), "kubelet")
 	hierarchies, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
 	if err != nil {
 		t.Fatal(err)
 	}
+	root := filepath.Join(isolate.CgroupParent(), "kubelet")
 	for _, file := range hierarchies {
-		top := filepath.Dir(file)
-		if err := os.MkdirAll(filepath.Join(top, root), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		for dir := top; dir != filepath.Join(top, root); { // a cpuset is empty until it is told otherwise
+		dir := filepath.Dir(file)
+		for name := range strings.SplitSeq(strings.TrimPrefix(root, "/"), "/") {
 			parent := dir
-			rest, err := filepath.Rel(parent, filepath.Join(top, root))
-			if err != nil {
+			dir = filepath.Join(parent, name)
+			if err := errors.Join(os.MkdirAll(dir, 0o755), inherit(parent, dir)); err != nil {
 				t.Fatal(err)
-			}
-			first, _, _ := strings.Cut(rest, "/")
-			dir = filepath.Join(parent, first)
-			for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-				raw, err := os.ReadFile(filepath.Join(parent, name))
-				if errors.Is(err, fs.ErrNotExist) {
-					continue
-				}
-				if err == nil {
-					err = os.WriteFile(filepath.Join(dir, name), raw, 0o644)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
 			}
 		}
 	}
 	return root
+}
+
+// inherit gives a cgroup the processors and memory of its parent: of a v1 cpuset it has none until then.
+func inherit(parent, dir string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		raw, err := os.ReadFile(filepath.Join(parent, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // another controller's
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), raw, 0o644)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepareHost gives the isolated machine an address of its own, as a node has one.

@@ -82,69 +82,34 @@ func (k *kubelet) figures(t *testing.T) *v1.Pod {
 	return found
 }
 
-// cgroup is the directory of a container's cgroup in the hierarchy of a v1 controller, or in that of v2.
-func (k *kubelet) cgroup(t *testing.T, pod *v1.Pod, container, controller string) string {
+// inCgroup is the cgroup that a container's process is in: the same path in the hierarchies of v1 that matter here.
+var inCgroup = regexp.MustCompile(`(?m)^(?:\d+:(?:[^:]*,)?memory(?:,[^:]*)?|0:):(/.+)$`)
+
+func (k *kubelet) cgroup(t *testing.T, pod *v1.Pod, container string) string {
 	t.Helper()
 	id := strings.TrimPrefix(status(t, pod, container).ContainerID, "crid://")
-	resp, err := k.Runtime.ContainerStatus(k.Context(), id, true)
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", k.ProcessOf(id)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var info struct{ PID int }
-	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil {
-		t.Fatal(err)
-	}
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", info.PID))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m := regexp.MustCompile(`(?m)^\d+:(?:[^:]*,)?` + controller + `(?:,[^:]*)?:(.*)$`).FindSubmatch(raw); m != nil {
-		return filepath.Join("/sys/fs/cgroup", controller, string(m[1]))
-	}
-	m := regexp.MustCompile(`(?m)^0::(.*)$`).FindSubmatch(raw)
+	m := inCgroup.FindSubmatch(raw)
 	if m == nil {
-		t.Fatalf("no cgroup of %s in %s", controller, raw)
+		t.Fatalf("no cgroup of memory in %s", raw)
 	}
-	return filepath.Join("/sys/fs/cgroup", string(m[1]))
+	return string(m[1])
 }
 
-// kernel is what the kernel says of a container or of its pod (dirs are their cgroups).
+// kernel is what the kernel says of a container or of its pod.
 type kernel struct{ cpuSeconds, workingSet float64 }
 
-func (k *kubelet) kernel(t *testing.T, cpu, memory string) kernel {
+// asked reads what the kernel says of the cgroup at path.
+func asked(t *testing.T, path string) kernel {
 	t.Helper()
-	if ns, err := os.ReadFile(filepath.Join(cpu, "cpuacct.usage")); err == nil {
-		return kernel{number(t, string(ns)) / 1e9, k.file(t, memory, "memory.usage_in_bytes", "") - k.file(t, memory, "memory.stat", "total_inactive_file")}
+	of := func(file, key string) float64 { return float64(harness.Figure(t, harness.GroupOf(path, file), key)) }
+	if harness.Unified() {
+		return kernel{of("cpu.stat", "usage_usec") / 1e6, of("memory.current", "") - of("memory.stat", "inactive_file")}
 	}
-	return kernel{k.file(t, cpu, "cpu.stat", "usage_usec") / 1e6, k.file(t, memory, "memory.current", "") - k.file(t, memory, "memory.stat", "inactive_file")}
-}
-
-// file reads a number from a file of a cgroup, that behind key where it holds many.
-func (k *kubelet) file(t *testing.T, dir, name, key string) float64 {
-	t.Helper()
-	raw, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if key == "" {
-		return number(t, string(raw))
-	}
-	for line := range strings.Lines(string(raw)) {
-		if value, ok := strings.CutPrefix(line, key+" "); ok {
-			return number(t, value)
-		}
-	}
-	t.Fatalf("%s/%s tells no %s", dir, name, key)
-	return 0
-}
-
-func number(t *testing.T, text string) float64 {
-	t.Helper()
-	n, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return kernel{of("cpuacct.usage", "") / 1e9, of("memory.usage_in_bytes", "") - of("memory.stat", "total_inactive_file")}
 }
 
 // near wants a figure within 5 % of the kernel's, or within slack, whichever is more.
@@ -158,8 +123,8 @@ func near(what string, got, want, slack float64) error {
 // both are the kernel's figures of the container main and of its pod.
 func (k *kubelet) both(t *testing.T, pod *v1.Pod) (container, whole kernel) {
 	t.Helper()
-	cpu, memory := k.cgroup(t, pod, "main", "cpuacct"), k.cgroup(t, pod, "main", "memory")
-	return k.kernel(t, cpu, memory), k.kernel(t, filepath.Dir(cpu), filepath.Dir(memory))
+	path := k.cgroup(t, pod, "main")
+	return asked(t, path), asked(t, filepath.Dir(path))
 }
 
 // usage is the part of /stats/summary that pods and containers have in common.
