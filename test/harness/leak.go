@@ -206,7 +206,8 @@ func (c *Crid) withIDs(root string) (found []string) {
 	return found
 }
 
-// settled waits until crid is down to the goroutines and fds that it had when it had just started.
+// settled waits until crid is down to the goroutines and fds that it had when it had just started, and has detached the
+// networks that it could not at once: of a plugin that was killed with crid, the next try comes after some seconds.
 func (c *Crid) settled() {
 	c.t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -214,13 +215,17 @@ func (c *Crid) settled() {
 	limit := time.After(isolate.Patient(settleLimit))
 	for {
 		now := c.counts()
-		if now.Goroutines <= c.before.counts.Goroutines+slack && now.FDs <= c.before.counts.FDs+slack {
+		attached, err := filepath.Glob(filepath.Join(c.Root(), "state", "tombstones", "*.json"))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if now.Goroutines <= c.before.counts.Goroutines+slack && now.FDs <= c.before.counts.FDs+slack && len(attached) == 0 {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-limit:
-			c.t.Errorf("left behind in crid: %+v, it started with %+v\n%s", now, c.before.counts, c.debug("/debug/pprof/goroutine?debug=1"))
+			c.t.Errorf("left behind in crid: %+v, it started with %+v; networks still attached: %q\n%s", now, c.before.counts, attached, c.debug("/debug/pprof/goroutine?debug=1"))
 			return
 		}
 	}

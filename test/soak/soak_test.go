@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -64,26 +63,7 @@ func TestSoak(t *testing.T) {
 		w.checkAll()
 	}
 	s.compareWithKernel(all)
-	s.awaitNetworks()
 	s.report()
-}
-
-// awaitNetworks waits for the networks that could not be detached because crid was killed amid it: the next attempt comes
-// after some seconds.
-func (s *soak) awaitNetworks() {
-	pattern := filepath.Join(s.c.Root(), "state", "tombstones", "*.json")
-	for limit := time.After(callLimit); ; {
-		left, err := filepath.Glob(pattern)
-		if err == nil && len(left) == 0 {
-			return
-		}
-		select {
-		case <-limit:
-			s.t.Errorf("networks are still attached: %v, %v", left, err)
-			return
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
 
 // callLimit bounds one call, crid's absence included.
