@@ -264,14 +264,29 @@ func TestAStuckClientDoesNotHoldTheContainer(t *testing.T) {
 
 func TestStuckClientsDoNotHoldAnExit(t *testing.T) {
 	each(t, func(t *testing.T, h *host) {
-		s := h.spec("loud", "yes 123456789012345678901234567890")
+		s := h.spec("loud", "read line; yes 123456789012345678901234567890") // once all have joined: they fall behind together
+		s.Stdin = true
 		p := h.run(s)
+		in, keyboard := io.Pipe()
+		defer keyboard.Close()
 		over := make(chan struct{})
 		ended := make(chan error, 4)
-		for range 4 {
-			go func() { ended <- p.Attach(t.Context(), Streams{Stdout: stuck{over}}) }() // ends when over is closed
+		for i := range 4 {
+			streams := Streams{Stdout: stuck{over}}
+			if i == 3 {
+				streams.Stdin = in
+			}
+			go func() { ended <- p.Attach(t.Context(), streams) }() // ends when over is closed
+			for limit := time.Now().Add(10 * time.Second); joined(p) <= i; time.Sleep(time.Millisecond) {
+				if time.Now().After(limit) {
+					t.Fatalf("%d clients have joined only", joined(p))
+				}
+			}
 		}
-		for limit := time.Now().Add(10 * time.Second); held(p) < 4; runtime.Gosched() {
+		if _, err := io.WriteString(keyboard, "go\n"); err != nil {
+			t.Fatal(err)
+		}
+		for limit := time.Now().Add(10 * time.Second); held(p) < 4; time.Sleep(time.Millisecond) {
 			if time.Now().After(limit) {
 				t.Fatalf("the container is held up by %d clients only", held(p))
 			}

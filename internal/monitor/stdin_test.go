@@ -126,17 +126,18 @@ func attachFor(t *testing.T, p *Process, types bool) {
 			t.Error(err)
 		}
 	})
-	for limit := time.Now().Add(10 * time.Second); !joined(p); runtime.Gosched() {
+	for limit := time.Now().Add(10 * time.Second); joined(p) == 0; runtime.Gosched() {
 		if time.Now().After(limit) {
 			t.Fatal("nobody is attached")
 		}
 	}
 }
 
-func joined(p *Process) bool {
+// joined is how many clients p has.
+func joined(p *Process) int {
 	p.hub.mu.Lock()
 	defer p.hub.mu.Unlock()
-	return len(p.hub.listeners) > 0
+	return len(p.hub.listeners)
 }
 
 func TestTheEndOfOneClientsInputWaitsForAnothersWrite(t *testing.T) {
