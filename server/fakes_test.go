@@ -290,8 +290,8 @@ type fakeImages struct {
 	panics bool         // Usage panics
 }
 
-func (f *fakeImages) Pull(ctx context.Context, ref string, auth storage.Auth) (storage.Image, error) {
-	f.auth = auth
+func (f *fakeImages) Pull(ctx context.Context, r storage.PullRequest) (storage.Image, error) {
+	f.auth = r.Auth
 	if f.block {
 		<-ctx.Done()
 		return storage.Image{}, ctx.Err()
@@ -299,7 +299,7 @@ func (f *fakeImages) Pull(ctx context.Context, ref string, auth storage.Auth) (s
 	if f.err != nil {
 		return storage.Image{}, f.err
 	}
-	return f.Resolve(ctx, ref)
+	return f.Resolve(ctx, r.Ref)
 }
 
 func (f *fakeImages) Resolve(_ context.Context, ref string) (storage.Image, error) {

@@ -18,7 +18,7 @@ import (
 
 // Images is what the server asks of the image store.
 type Images interface {
-	Pull(ctx context.Context, ref string, auth storage.Auth) (storage.Image, error)
+	Pull(ctx context.Context, r storage.PullRequest) (storage.Image, error)
 	Resolve(ctx context.Context, ref string) (storage.Image, error)
 	List(ctx context.Context) ([]storage.Image, error)
 	Remove(ctx context.Context, ref string) error
@@ -60,7 +60,7 @@ func (s *imageService) PullImage(ctx context.Context, r *runtime.PullImageReques
 	if err != nil {
 		return nil, err
 	}
-	image, err := s.images.Pull(ctx, ref, auth)
+	image, err := s.images.Pull(ctx, storage.PullRequest{Ref: ref, Auth: auth})
 	if err != nil {
 		return nil, err
 	}

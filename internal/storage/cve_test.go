@@ -62,7 +62,7 @@ func refusedPull(t *testing.T, what string, s *Images, ref string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	img, err := s.Pull(ctx, ref, Auth{Username: "user", Password: "secret"})
+	img, err := s.Pull(ctx, PullRequest{Ref: ref, Auth: Auth{Username: "user", Password: "secret"}})
 	if err == nil {
 		t.Fatalf("%s: pulled as %s", what, img.ID)
 	}
@@ -252,7 +252,7 @@ func TestCVE_2021_32760_LayersThatReachOutside(t *testing.T) {
 			r.push(t, "a:1", picture(t, "evil", pushed...))
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			img, err := s.Pull(ctx, r.host+"/a:1", Auth{})
+			img, err := s.Pull(ctx, PullRequest{Ref: r.host + "/a:1"})
 			if ctx.Err() != nil {
 				t.Errorf("it took all its time: %v", err)
 			}
@@ -294,7 +294,7 @@ func TestCVE_2021_20291_LayersThatTakeForever(t *testing.T) {
 		r.push(t, "a:1", picture(t, "slow", layer))
 		s := newWorld(t, r).open(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		_, err := s.Pull(ctx, r.host+"/a:1", Auth{})
+		_, err := s.Pull(ctx, PullRequest{Ref: r.host + "/a:1"})
 		if ctx.Err() != nil {
 			t.Errorf("%s: it took all its time: %v", what, err)
 		}

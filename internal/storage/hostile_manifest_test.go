@@ -159,7 +159,7 @@ func TestRegistriesThatLie(t *testing.T) {
 			ref := lie(l)
 			begun := time.Now()
 			var err error
-			grown := peak(t, func() { _, err = s.Pull(t.Context(), ref, Auth{}) })
+			grown := peak(t, func() { _, err = s.Pull(t.Context(), PullRequest{Ref: ref}) })
 			t.Logf("%v, %d MiB more at most, %.300v", time.Since(begun).Round(time.Millisecond), grown>>20, err)
 			if err == nil || !utf8.ValidString(err.Error()) || len(err.Error()) > maxErrorText {
 				t.Errorf("pull: %.300v", err)

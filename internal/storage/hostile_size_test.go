@@ -120,7 +120,7 @@ func drop(t *testing.T, content []byte, kind error) {
 	layer := l.blob(imgspec.MediaTypeImageLayerGzip, content)
 	ref := l.tag(t, l.config(t, []digest.Digest{unpacked(content)}, nil), layer)
 	var err error
-	grown := peak(t, func() { _, err = s.Pull(t.Context(), ref, Auth{}) })
+	grown := peak(t, func() { _, err = s.Pull(t.Context(), PullRequest{Ref: ref}) })
 	if err == nil || kind != nil && !errors.Is(err, kind) {
 		t.Errorf("pull: %v, want %v", err, kind)
 	}

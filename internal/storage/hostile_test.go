@@ -35,7 +35,7 @@ func TestLayersStayInTheirDirectory(t *testing.T) {
 			l := newLiar(t)
 			s := newWorld(t, &fakeRegistry{host: l.host}).open(t)
 			ref := l.imageOf(t, entries...)
-			if _, err := s.Pull(t.Context(), ref, Auth{}); err == nil {
+			if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); err == nil {
 				// What is below the layer's own root is no business of the store's check, which follows links on the host.
 				defer func() { check(t, s.Remove(t.Context(), ref)) }()
 			}

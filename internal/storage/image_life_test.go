@@ -122,7 +122,7 @@ func TestFailedPullLeavesNothing(t *testing.T) {
 			return true
 		}
 	})
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); err == nil {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); err == nil {
 		t.Fatal("a false layer was accepted")
 	}
 	if len(list(t, s)) != 0 {

@@ -188,7 +188,7 @@ func TestRemoveBesidePulls(t *testing.T) {
 	for _, ref := range []string{r.host + "/a:1", r.host + "/b:1"} {
 		pulls.Go(func() {
 			for range 10 {
-				img, err := s.Pull(t.Context(), ref, Auth{})
+				img, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 				if err != nil && !errors.Is(err, errdef.Unavailable) {
 					t.Errorf("pull: %v", err)
 				}

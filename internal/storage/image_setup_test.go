@@ -280,7 +280,7 @@ func (w *world) verify(t *testing.T) {
 
 func pull(t *testing.T, s *Images, ref string) Image {
 	t.Helper()
-	img, err := s.Pull(t.Context(), ref, Auth{})
+	img, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 	check(t, err)
 	return img
 }

@@ -35,7 +35,7 @@ func playPull(cfg ImagesConfig, ref string) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.Pull(context.Background(), ref, Auth{})
+	_, err = s.Pull(context.Background(), PullRequest{Ref: ref})
 	return errors.Join(err, s.Close())
 }
 

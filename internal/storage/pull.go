@@ -44,13 +44,20 @@ type flight struct {
 	err     error
 }
 
-// Pull fetches the image that ref names from its registry, with the credentials in auth. The registry is asked
+// PullRequest is what is pulled, and for whom.
+type PullRequest struct {
+	Ref  string
+	Auth Auth // zero = those of the host's auth file, if any
+}
+
+// Pull fetches the image that r names from its registry. The registry is asked
 // even when the image is stored. Identical pulls share one download. When ctx ends Pull returns at once; the
 // download ends too, unless others wait for it.
 //
 // Errors: Invalid for a bad reference, NotFound for an image that the registry does not know,
 // RegistryUnavailable, SignatureInvalid, Exhausted for a full disk, else none of the kinds.
-func (s *Images) Pull(ctx context.Context, ref string, auth Auth) (Image, error) {
+func (s *Images) Pull(ctx context.Context, r PullRequest) (Image, error) {
+	ref := r.Ref
 	if id := strings.TrimPrefix(ref, "sha256:"); len(id) == 64 && isHex(id) {
 		return Image{}, fmt.Errorf("pull image %s: an image is pulled by its name, not by its id: %w", ref, errdef.Invalid)
 	}
@@ -64,7 +71,7 @@ func (s *Images) Pull(ctx context.Context, ref string, auth Auth) (Image, error)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %w", err)
 	}
-	key := flightKey{ref: ref, auth: auth}
+	key := flightKey{ref: ref, auth: r.Auth}
 	f, err := s.join(ctx, key, names)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)

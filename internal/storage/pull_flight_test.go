@@ -45,7 +45,7 @@ func TestConcurrentPullsShareOneDownload(t *testing.T) {
 	hasty, cancel := context.WithCancel(t.Context())
 	left := make(chan error, 1)
 	go func() { // the first of all, and the first to go
-		_, err := s.Pull(hasty, ref, Auth{})
+		_, err := s.Pull(hasty, PullRequest{Ref: ref})
 		left <- err
 	}()
 	<-g.asked
@@ -55,7 +55,7 @@ func TestConcurrentPullsShareOneDownload(t *testing.T) {
 	errs := make([]error, n)
 	for i := range n {
 		waiters.Go(func() {
-			img, err := s.Pull(t.Context(), ref, Auth{})
+			img, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 			ids[i], errs[i] = img.ID, err
 		})
 	}
@@ -110,11 +110,11 @@ func TestOtherCredentialsAreAnotherPull(t *testing.T) {
 	g := holdBlobs(r)
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.Pull(t.Context(), r.host+"/a:1", Auth{Username: "me", Password: "secret"})
+		_, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1", Auth: Auth{Username: "me", Password: "secret"}})
 		done <- err
 	}()
 	<-g.asked
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{Username: "you", Password: "guess"}); err == nil {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1", Auth: Auth{Username: "you", Password: "guess"}}); err == nil {
 		t.Error("wrong credentials shared the pull of right ones")
 	}
 	close(g.open)
@@ -129,7 +129,7 @@ func TestAbandonedPullStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.Pull(ctx, r.host+"/a:1", Auth{})
+		_, err := s.Pull(ctx, PullRequest{Ref: r.host + "/a:1"})
 		done <- err
 	}()
 	<-g.asked
@@ -165,7 +165,7 @@ func TestALaterPullReusesFinishedLayers(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { // ends by cancel
-		_, err := s.Pull(ctx, r.host+"/a:1", Auth{})
+		_, err := s.Pull(ctx, PullRequest{Ref: r.host + "/a:1"})
 		done <- err
 	}()
 	waitFor(t, func() bool {
@@ -196,7 +196,7 @@ func TestDeadline(t *testing.T) {
 	defer close(g.open)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if _, err := s.Pull(ctx, r.host+"/a:1", Auth{}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Pull(ctx, PullRequest{Ref: r.host + "/a:1"}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	s.pulls.wait()
@@ -212,7 +212,7 @@ func TestCloseEndsPulls(t *testing.T) {
 	g := holdBlobs(r)
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.Pull(t.Context(), r.host+"/a:1", Auth{})
+		_, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"})
 		done <- err
 	}()
 	<-g.asked
@@ -220,7 +220,7 @@ func TestCloseEndsPulls(t *testing.T) {
 	if err := <-done; !errors.Is(err, errdef.Unavailable) {
 		t.Errorf("the pull got %v", err)
 	}
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); !errors.Is(err, errdef.Unavailable) {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); !errors.Is(err, errdef.Unavailable) {
 		t.Errorf("a pull after Close got %v", err)
 	}
 }

@@ -26,14 +26,14 @@ func TestCredentials(t *testing.T) {
 	ref := r.host + "/a:1"
 
 	for _, auth := range []Auth{{}, {Username: "me", Password: "wrong"}} {
-		_, err := s.Pull(t.Context(), ref, auth)
+		_, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: auth})
 		if err == nil || !strings.Contains(err.Error(), ref) || strings.Contains(err.Error(), "wrong") {
 			t.Errorf("credentials %v: %v", auth, err)
 		}
 	}
-	_, err := s.Pull(t.Context(), ref, Auth{Username: "me", Password: "secret"})
+	_, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: Auth{Username: "me", Password: "secret"}})
 	check(t, err)
-	if _, err := s.Pull(t.Context(), ref, Auth{Username: "me", Password: "wrong"}); err == nil {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: Auth{Username: "me", Password: "wrong"}}); err == nil {
 		t.Error("a stored image was given to wrong credentials")
 	}
 	file := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, r.host, base64.StdEncoding.EncodeToString([]byte("me:secret")))
@@ -73,14 +73,14 @@ func TestRegistriesConfCountsFromTheNextPull(t *testing.T) {
 	w := newWorld(t)
 	s := w.open(t)
 	r.push(t, "a:1", simple(t, "a"))
-	_, err := s.Pull(t.Context(), r.host+"/a:1", Auth{})
+	_, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"})
 	if err == nil || !strings.Contains(err.Error(), "insecure in registries.conf") {
 		t.Errorf("plain HTTP without permission: %v", err)
 	}
 	w.registries(t, fmt.Sprintf("[[registry]]\nlocation=%q\ninsecure=true\n", r.host))
 	pull(t, s, r.host+"/a:1")
 	w.registries(t, "[[registry")
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); err == nil || !strings.Contains(err.Error(), w.RegistriesConf) {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); err == nil || !strings.Contains(err.Error(), w.RegistriesConf) {
 		t.Errorf("a broken registries.conf: %v", err)
 	}
 }
@@ -128,7 +128,7 @@ const dig = "sha256:012345678901234567890123456789012345678901234567890123456789
 func TestInvalidReferences(t *testing.T) {
 	s := newWorld(t).open(t)
 	for _, ref := range []string{"", "UPPER", "a:b:c", "a@sha256:12", strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 64), " ", "http://x/y"} {
-		if _, err := s.Pull(t.Context(), ref, Auth{}); !errors.Is(err, errdef.Invalid) {
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errors.Is(err, errdef.Invalid) {
 			t.Errorf("pull %q: %v", ref, err)
 		}
 	}
@@ -169,7 +169,7 @@ func TestRegistryFailures(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			r.set(tc.change)
-			_, err := s.Pull(t.Context(), tc.ref, Auth{})
+			_, err := s.Pull(t.Context(), PullRequest{Ref: tc.ref})
 			if !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.ref) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
@@ -179,7 +179,7 @@ func TestRegistryFailures(t *testing.T) {
 		})
 	}
 	r.set(manifest(403))
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); err == nil || !strings.Contains(err.Error(), "denies access") {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); err == nil || !strings.Contains(err.Error(), "denies access") {
 		t.Errorf("denied: %v", err)
 	}
 }
@@ -197,13 +197,13 @@ func TestPolicy(t *testing.T) {
 
 	w.PolicyPath = filepath.Join(w.dir, "policy.json")
 	s = w.open(t)
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); err == nil || !strings.Contains(err.Error(), w.PolicyPath) {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); err == nil || !strings.Contains(err.Error(), w.PolicyPath) {
 		t.Errorf("a policy that is configured and absent: %v", err)
 	}
 	check(t, os.WriteFile(w.PolicyPath, []byte(`{"default":[{"type":"reject"}]}`), 0o600))
 	r.push(t, "b:1", simple(t, "b"))
 	for _, ref := range []string{r.host + "/a:1", r.host + "/b:1"} { // one of them stored already
-		_, err := s.Pull(t.Context(), ref, Auth{})
+		_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 		if !errors.Is(err, errdef.SignatureInvalid) || !strings.HasPrefix(err.Error(), "SignatureValidationFailed: ") {
 			t.Errorf("rejected %s: %v", ref, err)
 		}

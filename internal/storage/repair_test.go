@@ -288,7 +288,7 @@ func TestARegistryThatChangedItsLayerMendsNothing(t *testing.T) {
 			return false
 		}
 	})
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); err == nil || !strings.Contains(err.Error(), "mend layer") {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); err == nil || !strings.Contains(err.Error(), "mend layer") {
 		t.Errorf("pull: %v", err)
 	}
 	r.set(func(r *fakeRegistry) { r.hold = nil })
@@ -315,7 +315,7 @@ func TestARecordThatNamesOtherLayersGivesWay(t *testing.T) {
 	check(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(raw), top, strings.Repeat("0", 64))), 0o600))
 	s := w.open(t)
 	s.SetUsers(func(string) []string { return []string{"some-container"} })
-	if _, err := s.Pull(t.Context(), r.host+"/a:1", Auth{}); !errors.Is(err, errdef.WrongState) || !strings.Contains(err.Error(), "some-container") {
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1"}); !errors.Is(err, errdef.WrongState) || !strings.Contains(err.Error(), "some-container") {
 		t.Errorf("pull of an image in use: %v", err)
 	}
 	s.SetUsers(func(string) []string { return nil })
@@ -346,7 +346,7 @@ func TestAPullThatEndsAmidMending(t *testing.T) {
 			return false
 		}
 	})
-	if _, err := s.Pull(ctx, r.host+"/a:1", Auth{}); !errors.Is(err, context.Canceled) {
+	if _, err := s.Pull(ctx, PullRequest{Ref: r.host + "/a:1"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("pull: %v", err)
 	}
 	r.set(func(r *fakeRegistry) { r.hold = nil })
