@@ -277,7 +277,7 @@ func TestStuckClientsDoNotHoldAnExit(t *testing.T) {
 				streams.Stdin = in
 			}
 			go func() { ended <- p.Attach(t.Context(), streams) }() // ends when over is closed
-			for limit := time.Now().Add(10 * time.Second); joined(p) <= i; time.Sleep(time.Millisecond) {
+			for limit := time.Now().Add(10 * time.Second); joined(p) <= i; runtime.Gosched() {
 				if time.Now().After(limit) {
 					t.Fatalf("%d clients have joined only", joined(p))
 				}
@@ -286,7 +286,7 @@ func TestStuckClientsDoNotHoldAnExit(t *testing.T) {
 		if _, err := io.WriteString(keyboard, "go\n"); err != nil {
 			t.Fatal(err)
 		}
-		for limit := time.Now().Add(10 * time.Second); held(p) < 4; time.Sleep(time.Millisecond) {
+		for limit := time.Now().Add(10 * time.Second); held(p) < 4; runtime.Gosched() {
 			if time.Now().After(limit) {
 				t.Fatalf("the container is held up by %d clients only", held(p))
 			}
