@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 // playKiller says what Kill answers to a process in its own place.
 func playKiller() {
 	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
-	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), isolate.Patient(20*time.Second))
 	defer cancel()
 	host := fact.Host{Cgroup: fact.CgroupV1, Controllers: controllers}
 	if os.Getenv(killerMode) == "v2" {
