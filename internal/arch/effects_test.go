@@ -79,6 +79,7 @@ const (
 var unpointed = map[string]string{
 	"cmd/crid/mounts.go:dropPrivate":                    atTheEnd,
 	"internal/cgroup/kill.go:Tree.strike":               "signals, and cgroup.kill, which is one",
+	"internal/cgroup/kill.go:killAll":                   again + ": it is for what is to die",
 	"internal/cgroup/make.go:handDown":                  again,
 	"internal/lsm/apparmor.go:parser.Load":              again + ": each create looks whether the profile is loaded",
 	"internal/lsm/selinux.go:policy.Relabel":            again + ": each start does; no machine of the tests has SELinux",

@@ -80,15 +80,17 @@ func TestLifeOfALeaf(t *testing.T) {
 	})
 }
 
-// Three processes that each fork and exit, over and over: a list of pids is old before it is read. They are never many,
-// and end of themselves should the test be wrong.
+// hopping are three processes that each fork and exit, over and over: a list of pids is old before it is read. They are
+// never many, and end of themselves should the test be wrong.
+const hopping = `
+	hop() { n=$((n+1)); [ $n -lt 20000 ] || exit; hop & exit; }
+	n=0; hop & hop & hop & echo ready; exec sleep 100`
+
 func TestKillEndsWhatForksMeanwhile(t *testing.T) {
 	modes(t, func(t *testing.T, tree *Tree) {
 		leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "hopping"))
-		first := shell(t, tree, leaf, `
-			hop() { n=$((n+1)); [ $n -lt 20000 ] || exit; hop & exit; }
-			n=0; hop & hop & hop & echo ready; exec sleep 100`)
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		first := shell(t, tree, leaf, hopping)
+		ctx, cancel := context.WithTimeout(t.Context(), isolate.Patient(20*time.Second))
 		defer cancel()
 		if err := tree.Kill(ctx, leaf); err != nil {
 			t.Fatal(err)
@@ -109,7 +111,7 @@ func TestKillEndsTheFrozen(t *testing.T) {
 		inner := shell(t, tree, deep, "echo ready; sleep 100")
 		freeze(t, tree, deep, true)
 		freeze(t, tree, leaf, true)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), isolate.Patient(10*time.Second))
 		defer cancel()
 		if err := tree.Kill(ctx, leaf); err != nil {
 			t.Fatal(err)
@@ -147,6 +149,59 @@ func TestKillEndsWhatHasThreadsElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.killed(t)
+}
+
+// A kernel before 5.14 has no cgroup.kill on v2: what is to die is frozen before it gets signals.
+func TestKillFreezesWhereNoFileKills(t *testing.T) {
+	tree := &Tree{hierarchies: []hierarchy{{dir: t.TempDir(), unified: true}}}
+	dir := filepath.Join(tree.hierarchies[0].dir, "crid-a")
+	victim := begin(t, exec.Command("sleep", "100"))
+	fill := func(file, content string) {
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644)); err != nil {
+			t.Error(err)
+		}
+	}
+	fill("cgroup.freeze", "0")
+	fill("cgroup.procs", strconv.Itoa(victim.pid()))
+	var kernel sync.WaitGroup
+	kernel.Go(func() {
+		victim.killed(t)
+		fill("cgroup.procs", "")
+	})
+	if err := tree.Kill(t.Context(), "/crid-a"); err != nil {
+		t.Error(err)
+	}
+	kernel.Wait()
+	if raw, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze")); err != nil || string(raw) != "1" {
+		t.Errorf("cgroup.freeze holds %q, %v", raw, err)
+	}
+}
+
+// Signals alone end what forks all the time once v2 has frozen it, and need nobody to thaw it.
+func TestSignalsEndTheFrozen(t *testing.T) {
+	tree := open(t, fact.CgroupV2)
+	leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "hopping"))
+	first := shell(t, tree, leaf, hopping)
+	freeze(t, tree, leaf, true)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for pause := newPause(); ; {
+		pids, err := tree.pids(leaf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(pids) == 0 {
+			break
+		}
+		struck, err := tree.signal(leaf, pids)
+		if err = errors.Join(err, struck.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if !pause.wait(ctx) {
+			t.Fatalf("processes %v are still there", pids)
+		}
+	}
+	first.killed(t)
 }
 
 func freeze(t *testing.T, tree *Tree, path string, frozen bool) {

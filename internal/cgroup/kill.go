@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,30 +71,47 @@ func (t *Tree) strike(path string, pids []int) (processes, error) {
 			if !h.unified {
 				continue
 			}
-			// The whole subtree in one stroke, since Linux 5.14. Where it does not work the rest suffices.
-			if err := write(filepath.Join(h.dir, path), "cgroup.kill", "1"); err != nil && !gone(err) &&
-				!errors.Is(err, unix.EOPNOTSUPP) {
+			if err := killAll(filepath.Join(h.dir, path)); err != nil {
 				return err
 			}
 		}
 		var err error
-		wait, err = openProcesses(pids)
-		if err != nil {
-			return err
-		}
-		// A pid may have passed to a stranger since it was read. A process whose pid is still listed after its
-		// pidfd was opened is not one.
-		now, err := t.pids(path)
-		if err != nil {
-			return err
-		}
-		return wait.signal(unix.SIGKILL, now)
+		wait, err = t.signal(path, pids)
+		return err
 	})
 	return wait, err
 }
 
-// frozen calls work while the cgroup is frozen, where v1 has a freezer, so that nothing in it forks away. v2 needs
-// none: cgroup.kill is atomic.
+// signal sends SIGKILL to those of pids that are in the cgroup, and returns the processes to wait for.
+func (t *Tree) signal(path string, pids []int) (processes, error) {
+	wait, err := openProcesses(pids)
+	if err != nil {
+		return wait, err
+	}
+	// A pid may have passed to a stranger since it was read. A process whose pid is still listed after its
+	// pidfd was opened is not one.
+	now, err := t.pids(path)
+	if err != nil {
+		return wait, err
+	}
+	return wait, wait.signal(unix.SIGKILL, now)
+}
+
+// killAll kills the whole subtree of a v2 cgroup in one stroke, since Linux 5.14. Before, it freezes it, so that nothing
+// forks away from the signals that follow: v2 lets the frozen die of them. Where neither works the signals have to suffice.
+func killAll(dir string) error {
+	err := write(dir, "cgroup.kill", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		err = write(dir, "cgroup.freeze", "1")
+	}
+	if gone(err) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}
+
+// frozen calls work while the cgroup is frozen by v1's freezer, if there is one, so that nothing in it forks away. v2 needs
+// none: see killAll.
 func (t *Tree) frozen(path string, work func() error) error {
 	i := slices.IndexFunc(t.hierarchies, func(h hierarchy) bool { return h.has("freezer") })
 	if i < 0 {
