@@ -98,10 +98,11 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 
 // boundedSource is an image whose blobs are not in xz: its readers, of which containers/image and containers/storage each
 // begin one for a layer, allocate the dictionary that the layer names, of up to 4 GiB. The specification of images knows gzip
-// and zstd, and no builder makes others. It counts the bytes that are read of them.
+// and zstd, and no builder makes others. It counts the bytes that are read of them, and shows them on the board.
 type boundedSource struct {
 	types.ImageSource
-	read *atomic.Uint64
+	read  *atomic.Uint64
+	board *board
 }
 
 func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
@@ -109,7 +110,7 @@ func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache t
 	if err != nil {
 		return nil, 0, err
 	}
-	head := bufio.NewReader(counted{blob, s.read})
+	head := bufio.NewReader(counted{blob, s.read, s.board.begin(info.Digest)})
 	start, _ := head.Peek(10) // less when there is no more; whoever reads meets the error again
 	if archive.DetectCompression(start) == archive.Xz {
 		err := fmt.Errorf("layer %s is compressed with xz (build the image with gzip or zstd): %w", info.Digest, errdef.Invalid)
@@ -123,13 +124,15 @@ func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache t
 
 // counted counts what is read.
 type counted struct {
-	from io.Reader
-	read *atomic.Uint64
+	from  io.Reader
+	read  *atomic.Uint64
+	meter *meter
 }
 
 func (c counted) Read(p []byte) (int, error) {
 	n, err := c.from.Read(p)
 	c.read.Add(uint64(n))
+	c.meter.done.Add(int64(n))
 	return n, err
 }
 

@@ -39,6 +39,7 @@ type flightKey struct {
 type flight struct {
 	waiters int
 	cancel  context.CancelCauseFunc
+	board   board
 	done    chan struct{} // closed when image and err are set
 	image   Image
 	err     error
@@ -48,6 +49,10 @@ type flight struct {
 type PullRequest struct {
 	Ref  string
 	Auth Auth // zero = those of the host's auth file, if any
+
+	// Progress is told how far the layers are, by the goroutine that called Pull: when something has changed, at most every
+	// 100 ms, and at the end. It may be nil.
+	Progress func([]LayerProgress)
 }
 
 // Pull fetches the image that r names from its registry. The registry is asked
@@ -77,12 +82,10 @@ func (s *Images) Pull(ctx context.Context, r PullRequest) (Image, error) {
 		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}
 	defer s.pulls.leave(f)
-	select {
-	case <-f.done:
-		return f.image, f.err
-	case <-ctx.Done():
-		return Image{}, fmt.Errorf("pull image %s: %w", ref, ctx.Err())
+	if err := f.await(ctx, r.Progress); err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}
+	return f.image, f.err
 }
 
 // join finds the flight for key or starts one. It counts the caller in, who must leave.
@@ -112,7 +115,7 @@ func (s *Images) join(ctx context.Context, key flightKey, names []reference.Name
 		}
 		began := time.Now()
 		ctx, end := s.cfg.Steps.Begin(ctx, step.Step{Kind: step.Pull, ID: key.ref})
-		f.image, f.err = s.fetch(ctx, names, key.auth)
+		f.image, f.err = s.fetch(ctx, names, key.auth, &f.board)
 		end(f.err)
 		if errors.Is(f.err, errdef.Exhausted) {
 			// What a later pull could use would keep a full disk full.

@@ -20,7 +20,7 @@ import (
 )
 
 // fetch pulls the first of the names that its registry has.
-func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) (_ Image, err error) {
+func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth, b *board) (_ Image, err error) {
 	ctx, stop := withinMemory(ctx, s.pulls.memory)
 	defer stop()
 	policy, err := s.policy()
@@ -32,7 +32,7 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth) 
 	defer s.pulls.layers.RUnlock()
 	var failed error
 	for _, name := range names {
-		d := download{name: name, sys: s.systemContext(auth), policy: policy, read: &s.pulls.bytes}
+		d := download{name: name, sys: s.systemContext(auth), policy: policy, read: &s.pulls.bytes, board: b}
 		img, err := s.fetchOne(ctx, d)
 		if err == nil {
 			return img, nil
@@ -51,6 +51,7 @@ type download struct {
 	sys    *types.SystemContext
 	policy *signature.PolicyContext
 	read   *atomic.Uint64 // counts the bytes of its blobs
+	board  *board         // shows how far it is
 }
 
 // tries is how often a pull is begun that removals beside it spoil.
@@ -83,12 +84,18 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	if err := src.checkPolicy(ctx, d); err != nil { // of an image that is stored, too
 		return Image{}, err
 	}
+	meters, err := src.meters(ctx, d)
+	if err != nil {
+		return Image{}, err
+	}
+	d.board.show(meters)
 	id := s.index.Load().byName[pulled.String()]
 	if id == "" {
 		if id, err = s.copyOrMend(ctx, d, src, pulled); err != nil {
 			return Image{}, err
 		}
 	}
+	d.board.settle()
 	if err := s.nameImage(id, pulled, d.name); err != nil {
 		return Image{}, err
 	}
@@ -160,7 +167,7 @@ type remoteImage struct {
 	types.ImageReference
 	src  types.ImageSource
 	name reference.Named
-	read *atomic.Uint64
+	d    download
 	used bool // copy.Image has it and closes it
 }
 
@@ -173,7 +180,7 @@ func openRemote(ctx context.Context, d download) (*remoteImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &remoteImage{ImageReference: ref, src: src, name: d.name, read: d.read}, nil
+	return &remoteImage{ImageReference: ref, src: src, name: d.name, d: d}, nil
 }
 
 // NewImageSource hands over what is open, without what only the library's own sources have: signatures of all formats,
@@ -184,7 +191,7 @@ func (r *remoteImage) NewImageSource(context.Context, *types.SystemContext) (typ
 }
 
 // blobs is the image as its layers are read.
-func (r *remoteImage) blobs() types.ImageSource { return boundedSource{r.src, r.read} }
+func (r *remoteImage) blobs() types.ImageSource { return boundedSource{r.src, r.d.read, r.d.board} }
 
 func (r *remoteImage) close() error {
 	if r.used {
@@ -217,6 +224,29 @@ func (r *remoteImage) checkPolicy(ctx context.Context, d download) error {
 	}
 	_, err = d.policy.IsRunningImageAllowed(ctx, chosen)
 	return err
+}
+
+// meters are those of the image's layers.
+func (r *remoteImage) meters(ctx context.Context, d download) ([]*meter, error) {
+	chosen, err := r.instance(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	raw, kind, err := chosen.Manifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := manifest.FromBlob(raw, manifest.NormalizedMIMEType(kind))
+	if err != nil {
+		return nil, fmt.Errorf("parse manifest: %w", err)
+	}
+	meters := []*meter{}
+	for _, layer := range parsed.LayerInfos() {
+		if !layer.EmptyLayer {
+			meters = append(meters, newMeter(layer.Digest, layer.Size))
+		}
+	}
+	return meters, nil
 }
 
 // instance is the image for this platform.
