@@ -267,10 +267,8 @@ func (g *stage) abandoned(ready harness.Mark, before []string) {
 	if slices.ContainsFunc(now, func(id string) bool { return !slices.Contains(before, id) }) {
 		return
 	}
-	for _, left := range g.LeftSince(ready) {
-		if !belongs(left, now) {
-			g.t.Errorf("of a call without an answer, nothing is listed, and there is %s", left)
-		}
+	for _, left := range g.LeftSince(ready, func(thing string) bool { return belongs(thing, now) }) {
+		g.t.Errorf("of a call without an answer, nothing is listed, and there is %s", left)
 	}
 }
 

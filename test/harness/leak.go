@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -103,15 +104,18 @@ func (c *Crid) snap() snapshot {
 	return s
 }
 
-// LeftSince waits until nothing is there any more that came after the mark, and returns what stays; crid runs on, the
-// same or another.
-func (c *Crid) LeftSince(m Mark) []string {
+// LeftSince waits until nothing is there any more that came after the mark, but for what one of the functions excuses,
+// and returns what stays; crid runs on, the same or another.
+func (c *Crid) LeftSince(m Mark, excuses ...func(thing string) bool) []string {
 	c.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.After(isolate.Patient(settleLimit))
 	for {
 		left := c.leftSince(m.at)
+		for _, excused := range excuses {
+			left = slices.DeleteFunc(left, excused)
+		}
 		if len(left) == 0 {
 			return nil
 		}
