@@ -21,6 +21,19 @@ build-test: build
 	CGO_ENABLED=0 go build -ldflags '-s -w' -o $(BIN)/web ./test/web
 	cd test/tools && CGO_ENABLED=0 go build -o ../../$(BIN)/registry github.com/distribution/distribution/v3/cmd/registry
 
+# $(call gotest,packages,flags). With RERUN=1, as in CI, up to three tests that fail are run once more, and those that pass
+# then are named as flaky; a data race is never excused.
+gotest = go test $(2) $(1)
+ifdef RERUN
+unit integration: $(BIN)/gotestsum
+gotest = rm -f $(BIN)/flaky && $(BIN)/gotestsum --format standard-quiet --packages='$(1)' --rerun-fails=1 --rerun-fails-max-failures=3 \
+	--rerun-fails-abort-on-data-race --rerun-fails-report=$(BIN)/flaky -- $(2) && \
+	{ test ! -e $(BIN)/flaky || sed 's/^/FLAKY: /' $(BIN)/flaky; }
+endif
+
+$(BIN)/gotestsum: test/tools/go.mod
+	cd test/tools && CGO_ENABLED=0 go build -o ../../$@ gotest.tools/gotestsum
+
 deps:
 	./test/deps.sh
 
@@ -34,14 +47,14 @@ lint:
 	go mod tidy -diff
 
 unit:
-	CGO_ENABLED=1 go test -race -timeout 20m ./cmd/... ./server/... ./internal/... ./conf/...
+	export CGO_ENABLED=1 && $(call gotest,./cmd/... ./server/... ./internal/... ./conf/...,-race -timeout 20m)
 
 arch:
 	go test ./internal/arch
 
 # One package of integration tests at a time: they measure how soon crid tells what has happened.
 integration:
-	go test -p 1 -timeout 30m -count=1 ./test/...
+	$(call gotest,./test/...,-p 1 -timeout 30m -count=1)
 
 # A pod with two containers from image to tear-down, in namespaces of its own.
 demo:
