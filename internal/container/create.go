@@ -324,9 +324,6 @@ func (c *Container) launch(ctx context.Context, s *specs.Spec) (Process, monitor
 		Stdin:         c.config.GetStdin(),
 		StdinOnce:     c.config.GetStdinOnce(),
 		SystemdCgroup: cgroup.IsScope(c.plan.Cgroup),
-		Env:           []string{"PATH=" + monitorPath},
+		Env:           rt.Environment(),
 	})
 }
-
-// monitorPath is all the environment that the monitor and the runtime get.
-const monitorPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

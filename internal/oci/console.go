@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,25 +57,6 @@ type consoleSocket struct {
 
 // consolePrefix begins the names of console sockets; no container's id begins with a dot.
 const consolePrefix = ".console-"
-
-// Tidy removes what a crid that was killed left in the runtime's root: console sockets in the moment that they have a
-// name.
-func (r *Runtime) Tidy() error {
-	entries, err := os.ReadDir(r.cfg.Root)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), consolePrefix) {
-			err = errors.Join(err, os.Remove(filepath.Join(r.cfg.Root, e.Name())))
-			failpoint.Hit("oci/tidy/removed")
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("tidy the root of %s: %w", r.cfg.Name, err)
-	}
-	return nil
-}
 
 // connectSocket makes a console socket. It has a name for a moment, in the runtime's root.
 func connectSocket(r *Runtime, _ Streams) (theirs ends, ours *stdio, err error) {

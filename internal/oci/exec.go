@@ -137,7 +137,7 @@ func (r *Runtime) startExec(id string, e Exec, s Streams, connect connector) (x 
 		args, extra = append(args, "--console-socket", "/proc/self/fd/5"), append(extra, ours.socket.file)
 	}
 	x.cmd = exec.Command(r.cfg.Path, append(args, id)...)
-	x.cmd.Env, x.cmd.ExtraFiles = environment(), extra
+	x.cmd.Env, x.cmd.ExtraFiles = r.cfg.Environment(), extra
 	if err := x.start(theirs, s); err != nil {
 		return nil, errors.Join(r.reason(context.Background(), err, nil), x.close())
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/step"
 	"github.com/crid/crid/internal/turn"
 )
@@ -97,13 +98,45 @@ func (r *Runtime) sweep(id string) error {
 		return nil
 	}
 	for _, e := range entries {
-		unmounted := unix.Unmount(filepath.Join(dir, e.Name()), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if unmounted != nil && !errors.Is(unmounted, unix.EINVAL) { // not a mount point
-			err = errors.Join(err, unmounted)
-		}
+		err = errors.Join(err, detach(filepath.Join(dir, e.Name())))
 	}
 	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return fmt.Errorf("%s delete of container %s: clear its state: %w", r.cfg.Name, id, err)
+	}
+	return nil
+}
+
+// detach unmounts path if something is mounted there.
+func detach(path string) error {
+	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
+}
+
+// clonePrefix begins the names of crun's copies of itself.
+const clonePrefix = "crun."
+
+// Tidy removes what runtimes and a crid that were killed left in the runtime's root: console sockets in the moment that they
+// have a name, and crun's copies of itself. A crun that loses its own has another way.
+func (r *Runtime) Tidy() error {
+	entries, err := os.ReadDir(r.cfg.Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		path := filepath.Join(r.cfg.Root, e.Name())
+		if strings.HasPrefix(e.Name(), clonePrefix) && !e.IsDir() {
+			err = errors.Join(err, detach(path))
+			failpoint.Hit("oci/tidy/unmounted")
+		} else if !strings.HasPrefix(e.Name(), consolePrefix) {
+			continue
+		}
+		err = errors.Join(err, os.Remove(path))
+		failpoint.Hit("oci/tidy/removed")
+	}
+	if err != nil {
+		return fmt.Errorf("tidy the root of %s: %w", r.cfg.Name, err)
 	}
 	return nil
 }

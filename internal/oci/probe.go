@@ -64,7 +64,7 @@ func (r *Runtime) ask(ctx context.Context, arg string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, quickVerb)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.cfg.Path, arg)
-	cmd.Env = environment()
+	cmd.Env = r.cfg.Environment()
 	cmd.WaitDelay = afterKill
 	var stdout, stderr tail
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -160,6 +161,57 @@ func TestAMountOfTheRuntimesIsSwept(t *testing.T) {
 			t.Errorf("%s is left: %v", dir, err)
 		}
 	})
+}
+
+func TestCrunClonesItselfInItsRoot(t *testing.T) {
+	isolate.NeedRoot(t, "it makes containers")
+	b := sleeper(t, "crun")
+	root := b.r.cfg.Root
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		err = w.Add(root)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := b.r.State(t.Context(), b.id); err != nil {
+		t.Fatal(err)
+	}
+	for limit := time.After(10 * time.Second); ; {
+		select {
+		case e := <-w.Events:
+			if e.Has(fsnotify.Create) && strings.HasPrefix(filepath.Base(e.Name), clonePrefix) {
+				return
+			}
+		case <-limit:
+			t.Fatal("nothing was made there")
+		}
+	}
+}
+
+func TestTidyTakesAwayWhatTheKilledLeft(t *testing.T) {
+	isolate.NeedRoot(t, "it mounts")
+	r := New(Config{Name: "crun", Root: t.TempDir()})
+	path := func(name string) string { return filepath.Join(r.cfg.Root, name) }
+	for _, name := range []string{clonePrefix + "mounted", clonePrefix + "plain", consolePrefix + "old"} {
+		if err := os.WriteFile(path(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := errors.Join(os.Mkdir(path("container"), 0o700), unix.Mount("/bin/sh", path(clonePrefix+"mounted"), "", unix.MS_BIND, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // repeatable
+		if err := r.Tidy(); err != nil {
+			t.Error(err)
+		}
+	}
+	left, err := os.ReadDir(r.cfg.Root)
+	if err != nil || len(left) != 1 || left[0].Name() != "container" {
+		t.Errorf("left: %v, %v", left, err)
+	}
 }
 
 func TestAnUnknownContainer(t *testing.T) {

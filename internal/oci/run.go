@@ -22,11 +22,15 @@ import (
 // afterKill is how long a killed runtime's pipes are waited for: a hook may have inherited them.
 const afterKill = 2 * time.Second
 
-// environment is a runtime's whole environment: nothing of crid's may reach it, or its containers (runc would
+// Environment is a runtime's whole environment: nothing of crid's may reach it, or its containers (runc would
 // hand them NOTIFY_SOCKET). Hooks find their programs by PATH.
-func environment() []string {
-	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+func (c Config) Environment() []string {
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", cloneVar + "=" + c.Root}
 }
+
+// cloneVar tells crun where it mounts the copy of itself that it runs from (its cloned_binary.c). Of its own accord that is
+// /tmp, where one that is killed in that moment leaves a mount for good; in the root Tidy finds it.
+const cloneVar = "_LIBCONTAINER_STATEDIR"
 
 // call is one run of the binary.
 type call struct {
@@ -47,7 +51,7 @@ func (r *Runtime) run(ctx context.Context, c call) ([]byte, error) {
 	defer cancel()
 	args := append([]string{"--root", r.cfg.Root, "--log-format", "json", c.verb}, c.args...)
 	cmd := exec.CommandContext(ctx, r.cfg.Path, args...)
-	cmd.Env = environment()
+	cmd.Env = r.cfg.Environment()
 	cmd.WaitDelay = afterKill
 	var stdout, stderr tail
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

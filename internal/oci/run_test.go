@@ -32,8 +32,8 @@ func TestVerbsReachTheRuntime(t *testing.T) {
 	if want := strings.Fields("--root /no/root --log-format json update --resources - abc"); !slices.Equal(got.Args, want) {
 		t.Errorf("arguments %q, want %q", got.Args, want)
 	}
-	if len(got.Env) != 1 || !strings.HasPrefix(got.Env[0], "PATH=") {
-		t.Errorf("environment %q: want nothing but PATH", got.Env)
+	if len(got.Env) != 2 || !strings.HasPrefix(got.Env[0], "PATH=") || !strings.HasPrefix(got.Env[1], cloneVar+"=") {
+		t.Errorf("environment %q: want nothing but PATH and %s", got.Env, cloneVar)
 	}
 	if got.Stdin != "{}" {
 		t.Errorf("stdin %q", got.Stdin)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -162,14 +163,16 @@ func startAmidLife(t *testing.T, c *harness.Crid) act {
 	}
 }
 
-// plantRemains leaves what a crash leaves: a record, a console's socket and a pull that were cut short.
+// plantRemains leaves what a crash leaves: a record, a console's socket, crun's copy of itself and a pull that were cut short.
 func plantRemains(c *harness.Crid) error {
 	consoles, err := filepath.Glob(filepath.Join(c.RunRoot, "runtimes/*"))
 	if err == nil && len(consoles) == 0 {
 		err = errors.New("the runtimes have no directory")
 	}
 	for _, dir := range consoles {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, ".console-cut-short"), nil, 0o600))
+		clone := filepath.Join(dir, "crun.Abc123")
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, ".console-cut-short"), nil, 0o600),
+			os.WriteFile(clone, nil, 0o600), unix.Mount("/bin/sh", clone, "", unix.MS_BIND, ""))
 	}
 	for _, path := range []string{"state/pods/.tmp-cut-short", "storage/crid-scratch/cut-short"} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(c.Root(), path), []byte("{"), 0o600))
