@@ -184,8 +184,8 @@ func (c *Crid) removeBridge() {
 	}
 }
 
-// withIDs lists every file below root that is named after a pod or container. The image store is left out: its layers'
-// names are ids of another kind.
+// withIDs lists every file below root that is named after a pod or container. Left out is what has names of the same kind:
+// the image store's layers, and the seccomp profiles that a newer crun keeps compiled, by their hash.
 func (c *Crid) withIDs(root string) (found []string) {
 	c.t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -194,7 +194,7 @@ func (c *Crid) withIDs(root string) (found []string) {
 			return nil
 		case err != nil:
 			return err
-		case d.IsDir() && d.Name() == "storage":
+		case d.IsDir() && (d.Name() == "storage" || strings.HasSuffix(path, "/crun/.cache")):
 			return filepath.SkipDir
 		case idPattern.MatchString(d.Name()):
 			found = append(found, path)
