@@ -322,11 +322,11 @@ func (f *fakeImages) Usage(context.Context) (storage.Usage, error) {
 	if f.panics {
 		panic("the store is on fire")
 	}
-	return storage.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6}, nil
+	return storage.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(9, 0)}, nil
 }
 
 func (f *fakeImages) Total(context.Context) (storage.Usage, error) {
-	return storage.Usage{Mountpoint: "/rootfs", Bytes: 7, Inodes: 8}, nil
+	return storage.Usage{Mountpoint: "/rootfs", Bytes: 7, Inodes: 8, At: time.Unix(9, 0)}, nil
 }
 
 // fakeStats measures nothing: it answers with whom it was asked of, and as the cgroup's what it was given.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -152,7 +151,7 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRe
 
 func toFilesystem(u storage.Usage) *runtime.FilesystemUsage {
 	return &runtime.FilesystemUsage{
-		Timestamp:  time.Now().UnixNano(),
+		Timestamp:  u.At.UnixNano(),
 		FsId:       &runtime.FilesystemIdentifier{Mountpoint: u.Mountpoint},
 		UsedBytes:  &runtime.UInt64Value{Value: u.Bytes},
 		InodesUsed: &runtime.UInt64Value{Value: u.Inodes},

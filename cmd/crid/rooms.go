@@ -142,7 +142,9 @@ func (r *rooms) openImages(ctx context.Context) error {
 		return err
 	}
 	r.onClose("images", func(context.Context) error { return r.images.Close() })
-	r.rootfs, err = storage.OpenRootfs(r.cfg.rootfs(r.additions.security.FileLabel()), r.images)
+	rootfs := r.cfg.rootfs(r.additions.security.FileLabel())
+	rootfs.ImageStore = r.images.Dir()
+	r.rootfs, err = storage.OpenRootfs(rootfs, r.images)
 	if err != nil {
 		return err
 	}

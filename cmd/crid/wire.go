@@ -236,7 +236,7 @@ func (r *rooms) openStats() *stats.Reader {
 // layerOf measures what a container has written.
 func (r *rooms) layerOf(ctx context.Context, id string) (stats.Layer, error) {
 	u, err := r.rootfs.Usage(ctx, id)
-	return stats.Layer(u), err
+	return stats.Layer{Mountpoint: u.Mountpoint, Bytes: u.Bytes, Inodes: u.Inodes}, err
 }
 
 // interfacesOf reads what has gone through the interfaces of a network namespace.

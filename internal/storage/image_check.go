@@ -26,6 +26,7 @@ func ViewImages(cfg ImagesConfig) (*Images, error) {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
 	s := &Images{cfg: cfg, root: root, store: store, foreign: foreignLayers(root)}
+	s.initDisk()
 	s.close = s.letGo // nothing goes on behind a view
 	s.leases.idle = leaseIdle
 	return s, nil

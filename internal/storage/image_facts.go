@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -192,4 +193,12 @@ func foreignLayers(root string) string {
 		return "the image store uses a mount program (fuse-overlayfs)"
 	}
 	return ""
+}
+
+// bigDataName is the name of the file in which the store has an image's piece of data.
+func bigDataName(key string) string {
+	if strings.Trim(key, ".0123456789abcdefghijklmnopqrstuvwxyz") == "" {
+		return key
+	}
+	return "=" + base64.StdEncoding.EncodeToString([]byte(key))
 }

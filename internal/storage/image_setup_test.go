@@ -214,7 +214,7 @@ func newWorld(t *testing.T, registries ...*fakeRegistry) *world {
 }
 
 // newDamagedWorld is one whose store need not be whole at the end.
-func newDamagedWorld(t *testing.T, registries ...*fakeRegistry) *world {
+func newDamagedWorld(t testing.TB, registries ...*fakeRegistry) *world {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
@@ -234,17 +234,17 @@ func newDamagedWorld(t *testing.T, registries ...*fakeRegistry) *world {
 	return w
 }
 
-func (w *world) registries(t *testing.T, conf string) {
+func (w *world) registries(t testing.TB, conf string) {
 	t.Helper()
 	check(t, os.WriteFile(w.RegistriesConf, []byte(conf), 0o600))
 }
 
-func (w *world) open(t *testing.T) *Images {
+func (w *world) open(t testing.TB) *Images {
 	t.Helper()
 	return w.openIdle(t, leaseIdle)
 }
 
-func (w *world) openIdle(t *testing.T, idle time.Duration) *Images {
+func (w *world) openIdle(t testing.TB, idle time.Duration) *Images {
 	t.Helper()
 	s, err := openImages(w.ImagesConfig, idle)
 	check(t, err)
@@ -292,7 +292,7 @@ func resolve(t *testing.T, s *Images, ref string) Image {
 	return img
 }
 
-func list(t *testing.T, s *Images) []Image {
+func list(t testing.TB, s *Images) []Image {
 	t.Helper()
 	all, err := s.List(context.Background())
 	check(t, err)

@@ -3,102 +3,151 @@ package storage
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
+
+	cstorage "go.podman.io/storage"
 )
 
-// disk knows what the image store takes, and what it keeps for need. One goroutine measures, after every change; each layer once.
+// disk knows what the image store takes, and what it keeps for need.
 type disk struct {
 	spares []spare
-	wake   chan struct{} // holds one: the store has changed
-	last   atomic.Pointer[measurement]
+	*gauge
+	layers map[string]layerSize // only the measurement itself looks at them
+	shares atomic.Pointer[map[string]Share]
 }
 
-type measurement struct {
-	usage Usage
-	err   error
-	next  chan struct{} // closed when a newer measurement is there
+// layerSize is what a layer takes, measured once for as long as its directory is what it was.
+type layerSize struct {
+	seen fileMark
+	treeSize
 }
 
-func (d *disk) init() {
-	d.wake = make(chan struct{}, 1)
-	d.last.Store(&measurement{next: make(chan struct{})})
+// Share is how an image's bytes on the disk divide.
+type Share struct {
+	Exclusive uint64 // of it alone: what removing it gives back
+	Shared    uint64 // of layers that other images have as well
 }
 
-// kick asks for a new measurement.
-func (d *disk) kick() {
-	select {
-	case d.wake <- struct{}{}:
-	default: // one is already due
-	}
+func (s *Images) initDisk() {
+	s.disk.gauge = newGauge(s.measureStore)
+	s.disk.layers = map[string]layerSize{}
+	s.disk.shares.Store(&map[string]Share{})
 }
 
-// Usage tells what the image store takes on its filesystem. It answers from memory with the last measurement,
-// and waits for the first one after start.
-func (s *Images) Usage(ctx context.Context) (Usage, error) {
-	for {
-		m := s.disk.last.Load()
-		if m.err != nil || m.usage.Mountpoint != "" {
-			return m.usage, m.err
-		}
-		select {
-		case <-m.next:
-		case <-ctx.Done():
-			return Usage{}, fmt.Errorf("measure image store: %w", ctx.Err())
-		}
-	}
+// Usage tells what the image store takes on its filesystem, all that lies in it: layers, records, unfinished pulls,
+// what was set aside. It answers from memory, and waits for the first measurement after start.
+func (s *Images) Usage(ctx context.Context) (Usage, error) { return s.disk.read(ctx) }
+
+// Share tells how the bytes of an image divide, by the last measurement; false: that did not know the image yet.
+func (s *Images) Share(imageID string) (Share, bool) {
+	share, known := (*s.disk.shares.Load())[imageID]
+	return share, known
 }
 
-func (s *Images) measure(ctx context.Context) {
-	layers := make(map[string]Usage) // what does not change is measured once
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.disk.wake:
-		}
-		usage, err := s.measureStore(ctx, layers)
-		if ctx.Err() != nil {
-			return
-		}
-		s.problems.set("usage", err)
-		old := s.disk.last.Swap(&measurement{usage: usage, err: err, next: make(chan struct{})})
-		close(old.next)
-	}
-}
-
-func (s *Images) measureStore(ctx context.Context, known map[string]Usage) (Usage, error) {
-	stored, err := s.layerMap()
+func (s *Images) measureStore(ctx context.Context) (Usage, error) {
+	settled, err := s.settledLayers()
 	if err != nil {
 		return Usage{}, err
 	}
-	for id := range known {
-		if stored[id] == nil {
-			delete(known, id)
+	for id := range s.disk.layers {
+		if settled[id] == nil {
+			delete(s.disk.layers, id)
 		}
 	}
-	total := Usage{Mountpoint: s.root}
-	for id, l := range stored {
-		if l.ReadOnly {
-			continue // another store's
+	skip := make(map[string]bool, 2*len(settled))
+	for id := range settled {
+		skip[filepath.Dir(s.layerDir(id))], skip[s.recipePath(id)] = true, true
+	}
+	total, err := measureTree(ctx, s.root, skip)
+	for id := range settled {
+		if err == nil {
+			err = s.measureLayer(ctx, id)
 		}
-		if _, ok := known[id]; !ok {
-			u, err := treeUsage(ctx, filepath.Join(s.root, "overlay", id))
-			if err != nil {
-				return Usage{}, fmt.Errorf("measure layer %s: %w", id, err)
+		total.add(s.disk.layers[id].treeSize)
+	}
+	if err == nil {
+		err = s.divide(ctx, settled)
+	}
+	if err != nil {
+		return Usage{}, fmt.Errorf("measure image store: %w", err)
+	}
+	total.Mountpoint = s.root
+	return total.Usage, nil
+}
+
+// settledLayers are those that change no more: complete ones of this store, and of no container.
+func (s *Images) settledLayers() (map[string]*cstorage.Layer, error) {
+	layers, err := s.layerMap()
+	if err != nil {
+		return nil, err
+	}
+	containers, err := s.store.Containers()
+	if err != nil {
+		return nil, fmt.Errorf("read containers of the image store: %w", err)
+	}
+	for _, c := range containers {
+		delete(layers, c.LayerID)
+	}
+	for id, l := range layers {
+		if _, incomplete := l.Flags["incomplete"]; incomplete || l.ReadOnly {
+			delete(layers, id)
+		}
+	}
+	return layers, nil
+}
+
+// measureLayer measures a layer and its recipe, unless that was done. What is set aside of a layer, or mended, leaves the
+// mark of its directory changed.
+func (s *Images) measureLayer(ctx context.Context, id string) error {
+	dir := filepath.Dir(s.layerDir(id))
+	mark := markOf(dir)
+	if s.disk.layers[id].seen == mark {
+		return nil
+	}
+	size, err := measureTree(ctx, dir, nil)
+	if err != nil {
+		return err
+	}
+	if info, err := os.Lstat(s.recipePath(id)); err == nil {
+		size.Bytes += allocated(info.Sys().(*syscall.Stat_t))
+		size.Inodes++
+	}
+	s.disk.layers[id] = layerSize{mark, size}
+	return nil
+}
+
+// divide tells of each image which bytes are its alone.
+func (s *Images) divide(ctx context.Context, layers map[string]*cstorage.Layer) error {
+	images, err := s.store.Images()
+	if err != nil {
+		return fmt.Errorf("read image store: %w", err)
+	}
+	users := make(map[string]int, len(layers)) // of each layer, how many images
+	for i := range images {
+		for id := images[i].TopLayer; layers[id] != nil; id = layers[id].Parent {
+			users[id]++
+		}
+	}
+	shares := make(map[string]Share, len(images))
+	for i := range images {
+		var share Share
+		for id := images[i].TopLayer; layers[id] != nil; id = layers[id].Parent {
+			if users[id] == 1 {
+				share.Exclusive += s.disk.layers[id].Bytes
+			} else {
+				share.Shared += s.disk.layers[id].Bytes
 			}
-			known[id] = u
 		}
-		total.Bytes += known[id].Bytes
-		total.Inodes += known[id].Inodes
-	}
-	for _, dir := range []string{"overlay-images", "overlay-layers", asideName, trashOfStore} {
-		u, err := treeUsage(ctx, filepath.Join(s.root, dir))
+		own, err := treeUsage(ctx, filepath.Join(s.listDir(), images[i].ID))
 		if err != nil {
-			return Usage{}, fmt.Errorf("measure image store: %w", err)
+			return err
 		}
-		total.Bytes += u.Bytes
-		total.Inodes += u.Inodes
+		share.Exclusive += own.Bytes
+		shares[images[i].ID] = share
 	}
-	return total, nil
+	s.disk.shares.Store(&shares)
+	return nil
 }

@@ -95,6 +95,7 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	s.close = sync.OnceValue(s.shutdown)
 	s.leases.idle = idle
 	s.pulls.memory = pullMemory
+	s.initDisk()
 	s.disk.spares = spares(root, filepath.Join(cfg.RunRoot, "storage"))
 	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's
 	s.life.opened, s.life.stop = time.Now(), stop
@@ -133,7 +134,7 @@ func (s *Images) load(ctx context.Context) error {
 		return err
 	}
 	s.keepSpares()
-	s.disk.init()
+	_ = s.reloadRegistries() // Warnings has the error; lookups find the names read
 	if err := s.refresh(ctx); err != nil {
 		return err
 	}
@@ -146,7 +147,7 @@ func (s *Images) load(ctx context.Context) error {
 	}
 	// Each of them ends with ctx, that is by s.life.stop.
 	s.life.work.Go(func() { s.watch(ctx, watch) })
-	s.life.work.Go(func() { s.measure(ctx) })
+	s.life.work.Go(func() { s.disk.run(ctx, func(err error) { s.problems.set("usage", err) }) })
 	s.life.work.Go(func() { s.collect(ctx) })
 	if due {
 		s.life.work.Go(func() { s.verifyAll(ctx) })

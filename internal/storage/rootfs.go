@@ -30,6 +30,8 @@ type RootfsConfig struct {
 	Dir      string // what containers write; on a filesystem that can be the upper of an overlay
 	MountDir string // mount points; on a filesystem that a reboot empties
 	Label    string // SELinux label of images that many containers read; empty = as their layers have it
+
+	ImageStore string // where images lie; empty = nobody compares
 }
 
 // Rootfs makes root filesystems for containers: overlays of an image's layers and a directory of their own. All
@@ -41,6 +43,8 @@ type Rootfs struct {
 	mount    mounter
 	trash    *trash
 	problems *problems
+	total    *gauge
+	stop     context.CancelFunc // ends its measuring
 	close    func() error
 }
 
@@ -83,6 +87,11 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 		return nil, fmt.Errorf("open root filesystems: %w", err)
 	}
 	r.trash = openTrash(filepath.Join(cfg.Dir, trashName), r.problems)
+	r.total = newGauge(r.measureAll)
+	var measuring context.Context
+	measuring, r.stop = context.WithCancel(context.Background())
+	r.total.kick()
+	go r.total.run(measuring, func(error) {}) // ended by shut; Total tells the error
 	r.close = sync.OnceValue(r.shut)
 	return r, nil
 }
@@ -92,6 +101,7 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 func (r *Rootfs) Close() error { return r.close() }
 
 func (r *Rootfs) shut() error {
+	r.stop()
 	r.trash.close()
 	err := unix.Unmount(r.cfg.MountDir, unix.UMOUNT_NOFOLLOW)
 	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) {

@@ -2,7 +2,11 @@
 // filesystems made of them (overlays that crid mounts itself). It does not know pods or runtimes.
 package storage
 
-import imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+import (
+	"time"
+
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+)
 
 // Image is one stored image. The value is shared and never edited.
 type Image struct {
@@ -27,4 +31,5 @@ type Usage struct {
 	Mountpoint string // a directory on the filesystem, as an operator knows it
 	Bytes      uint64
 	Inodes     uint64
+	At         time.Time // when it was so
 }
