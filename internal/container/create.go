@@ -81,6 +81,9 @@ func (m *Manager) draft(r Request) (*Container, error) {
 	if _, ok := m.deps.Handlers[r.Pod.Handler]; !ok {
 		return nil, fmt.Errorf("create container %s: runtime handler %q is not configured: %w", r.Key.Name, r.Pod.Handler, errdef.Invalid)
 	}
+	if kind := r.Image.ArtifactType; kind != "" {
+		return nil, fmt.Errorf("create container %s: image %s is an artifact (%s), which has nothing to run: mount it as a volume: %w", r.Key.Name, r.Image.ID, kind, errdef.Invalid)
+	}
 	if err := spec.ValidateImage(config, r.Image.Config); err != nil {
 		return nil, err
 	}

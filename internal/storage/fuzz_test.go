@@ -51,6 +51,46 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
+// FuzzManifest reads any bytes as what a registry answers: it is refused, an image, or an artifact whose files lie below
+// the directory that they are for, none in the place of another.
+func FuzzManifest(f *testing.F) {
+	const empty, oci = `"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"` + dig + `","size":2}`, "application/vnd.oci.image.manifest.v1+json"
+	file := func(title string) string {
+		return `{"digest":"` + dig + `","size":1,"annotations":{"org.opencontainers.image.title":"` + title + `"}}`
+	}
+	for _, s := range []string{
+		`{` + empty + `,"layers":[` + file("a") + `,` + file("b/c") + `]}`, `{` + empty + `,"layers":[` + file("../a") + `]}`, `{` + empty + `,"layers":[` + file("a") + `,` + file("a/b") + `]}`,
+		`{` + empty + `,"artifactType":"x/y","layers":[{"digest":"` + dig + `","size":0},{"digest":"sha256:..","size":-1}]}`, `{` + empty + `}`, `{}`, "", "null", "[]",
+		`{"config":{"mediaType":"application/vnd.oci.image.config.v1+json"},"annotations":{"a":"b"},"layers":[{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"}]}`,
+	} {
+		f.Add([]byte(s), oci)
+	}
+	f.Add([]byte(`{"schemaVersion":1}`), "application/vnd.docker.distribution.manifest.v1+json")
+	f.Fuzz(func(t *testing.T, raw []byte, kind string) {
+		a, err := examine(raw, kind)
+		if err != nil || a == nil {
+			return
+		}
+		if o := parseOutline(raw); o.artifactKind() == "" {
+			t.Errorf("%s is an artifact when it is pulled, and none when it is stored", raw)
+		}
+		names := map[string]bool{}
+		for _, file := range a.files {
+			if !filepath.IsLocal(file.name) || names[file.name] || file.blob.Size < 0 || file.blob.Digest.Validate() != nil {
+				t.Errorf("%s has the file %+v", raw, file)
+			}
+			names[file.name] = true
+		}
+		for name := range names {
+			for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
+				if names[dir] {
+					t.Errorf("%s has %q in the file %q", raw, name, dir)
+				}
+			}
+		}
+	})
+}
+
 // FuzzNames reads any string as the name of an image: it is refused, or there is one full name that stays what it is.
 func FuzzNames(f *testing.F) {
 	for _, s := range []string{

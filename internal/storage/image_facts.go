@@ -28,20 +28,17 @@ var errDamaged = errors.New("damaged")
 // facts is what never changes about an image while it is stored.
 type facts struct {
 	config  imgspec.ImageConfig
+	outline outline // of its manifest for this platform; empty when there is none, as another tool may have it
 	size    uint64
 	lower   []string // directories of its layers, topmost first
 	foreign string   // why they are no plain directories; empty when they are
 }
 
 func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[string]*cstorage.Layer) (facts, error) {
-	if err := s.checkManifests(img); err != nil {
-		return facts{}, err
-	}
-	config, size, err := s.readConfig(ctx, img)
+	f, err := s.readData(ctx, img)
 	if err != nil {
 		return facts{}, err
 	}
-	f := facts{config: config, size: size}
 	for id := img.TopLayer; id != ""; {
 		layer, ok := layers[id]
 		if !ok {
@@ -62,6 +59,19 @@ func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[
 	return f, nil
 }
 
+// readData reads the image's manifest and configuration.
+func (s *Images) readData(ctx context.Context, img *cstorage.Image) (f facts, err error) {
+	if f.outline, err = s.checkManifests(img); err != nil {
+		return facts{}, err
+	}
+	if f.outline.isArtifact() {
+		f.size = uint64(max(f.outline.Config.Size, 1))
+		return f, nil
+	}
+	f.config, f.size, err = s.readConfig(ctx, img)
+	return f, err
+}
+
 // layerDir is where the store has a layer's files.
 func (s *Images) layerDir(id string) string { return filepath.Join(s.root, "overlay", id, "diff") }
 
@@ -71,21 +81,24 @@ func (s *Images) recipePath(id string) string {
 }
 
 // checkManifests compares the image's manifests with their digests: other tools need them, and a pull of an image that
-// is stored does not fetch them again.
-func (s *Images) checkManifests(img *cstorage.Image) error {
+// is stored does not fetch them again. It answers what the one for this platform says.
+func (s *Images) checkManifests(img *cstorage.Image) (m outline, err error) {
 	for _, key := range img.BigDataNames {
 		if !strings.HasPrefix(key, cstorage.ImageDigestManifestBigDataNamePrefix) {
 			continue
 		}
 		data, err := s.store.ImageBigData(img.ID, key)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("read %s: %w", key, err)
+			return outline{}, fmt.Errorf("read %s: %w", key, err)
 		}
 		if got, parseErr := manifest.Digest(data); err != nil || parseErr != nil || got != img.BigDataDigests[key] {
-			return fmt.Errorf("its %s is missing or does not match its digest: %w", key, errDamaged)
+			return outline{}, fmt.Errorf("its %s is missing or does not match its digest: %w", key, errDamaged)
+		}
+		if key == cstorage.ImageDigestBigDataKey {
+			m = parseOutline(data)
 		}
 	}
-	return nil
+	return m, nil
 }
 
 // readConfig returns the image's configuration and its size in bytes.

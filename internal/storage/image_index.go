@@ -131,6 +131,7 @@ func (x *index) add(img *cstorage.Image, f facts, pinned []string) {
 	e := &entry{facts: f, image: Image{
 		ID: img.ID, RepoTags: tags, RepoDigests: digests,
 		Size: f.size, Config: f.config, Labels: f.config.Labels,
+		Annotations: f.outline.Annotations, ArtifactType: f.outline.artifactKind(),
 	}}
 	e.image.Pinned = isPinned(&e.image, pinned)
 	x.byID[img.ID] = e

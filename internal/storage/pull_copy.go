@@ -84,16 +84,25 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	if err := src.checkPolicy(ctx, d); err != nil { // of an image that is stored, too
 		return Image{}, err
 	}
+	artifact, err := src.examine(ctx, d)
+	if err != nil {
+		return Image{}, err
+	}
 	meters, err := src.meters(ctx, d)
 	if err != nil {
 		return Image{}, err
 	}
 	d.board.show(meters)
 	id := s.index.Load().byName[pulled.String()]
-	if id == "" {
-		if id, err = s.copyOrMend(ctx, d, src, pulled); err != nil {
-			return Image{}, err
-		}
+	switch {
+	case id != "":
+	case artifact != nil:
+		id, err = s.storeArtifact(ctx, src, artifact, pulled)
+	default:
+		id, err = s.copyOrMend(ctx, d, src, pulled)
+	}
+	if err != nil {
+		return Image{}, err
 	}
 	d.board.settle()
 	if err := s.nameImage(id, pulled, d.name); err != nil {
@@ -262,9 +271,9 @@ func (r *remoteImage) instance(ctx context.Context, d download) (*image.Unparsed
 	if err != nil {
 		return nil, fmt.Errorf("parse list of manifests: %w", err)
 	}
-	chosen, err := list.ChooseInstance(d.sys)
+	chosen, err := chooseInstance(list, d.sys)
 	if err != nil {
-		return nil, fmt.Errorf("choose platform: %w", err)
+		return nil, err
 	}
 	return image.UnparsedInstance(r.src, &chosen), nil
 }

@@ -10,13 +10,16 @@ import (
 
 // Image is one stored image. The value is shared and never edited.
 type Image struct {
-	ID          string // config digest in hex without its algorithm: the one id of the image everywhere in crid
+	ID          string // config digest (of an artifact: manifest digest) in hex without its algorithm: the one id of the image everywhere in crid
 	RepoTags    []string
 	RepoDigests []string
 	Size        uint64 // bytes of its layers, uncompressed, and of its configuration; never 0
 	Pinned      bool
 	Config      imgspec.ImageConfig
 	Labels      map[string]string
+	Annotations map[string]string // of its manifest for this platform
+
+	ArtifactType string // what it is instead of an image that can be run; empty = an image
 }
 
 // Auth is the credentials of one pull. Never logged, never stored.

@@ -13,6 +13,7 @@ import (
 
 var imageScenarios = []scenario{
 	{name: "PullImage", set: pull},
+	{name: "PullImage/artifact", set: pullArtifact},
 	{name: "RemoveImage", set: removeImage},
 }
 
@@ -27,6 +28,24 @@ func pull(t *testing.T, c *harness.Crid) act {
 		after: func() {
 			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = harness.Ref(images.Volume) }); got != "seed\n" {
 				t.Errorf("a container of the pulled image said %q", got)
+			}
+		},
+	}
+}
+
+func pullArtifact(t *testing.T, c *harness.Crid) act {
+	c.Pull(images.Busybox)
+	forget(t, c, images.Artifact)
+	return act{
+		call: func() error {
+			_, err := c.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: harness.Ref(images.Artifact)}, nil, nil)
+			return err
+		},
+		after: func() {
+			volume := &runtime.Mount{ContainerPath: "/vol", Readonly: true, Image: &runtime.ImageSpec{Image: harness.Ref(images.Artifact)}}
+			pod := c.RunPod(onHost)
+			if got := pod.Output("cat /vol/model/weights", func(cfg *runtime.ContainerConfig) { cfg.Mounts = []*runtime.Mount{volume} }); got != "heavy\n" {
+				t.Errorf("a container of the pulled artifact said %q", got)
 			}
 		},
 	}

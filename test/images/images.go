@@ -19,7 +19,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/crid/crid/internal/pause"
 )
@@ -34,6 +36,7 @@ const (
 	Realtime = "crid/rtsignal:1"   // busybox with STOPSIGNAL SIGRTMIN+3
 	Files    = "crid/files:1"      // files and symbolic links, no program: to be a volume
 	Nothing  = "crid/nothing:1"    // no layer at all
+	Artifact = "crid/artifact:1"   // no image: the file model/weights, and one without a name
 	Pause    = "crid/pause:1"      // a pause alone, for peers that run one in every pod
 )
 
@@ -57,6 +60,7 @@ func (b Builder) Push(ctx context.Context, registry string) error {
 		Realtime: stopSignal("SIGRTMIN+3"),
 		Files:    func(v1.Image) (remote.Taggable, error) { return files() },
 		Nothing:  func(v1.Image) (remote.Taggable, error) { return nothing() },
+		Artifact: func(v1.Image) (remote.Taggable, error) { return artifact() },
 		Pause:    func(v1.Image) (remote.Taggable, error) { return pauseImage() },
 	} {
 		img, err := make(base)
@@ -202,6 +206,17 @@ func nothing() (remote.Taggable, error) {
 	file = file.DeepCopy()
 	file.OS, file.Architecture = "linux", runtime.GOARCH
 	return mutate.ConfigFile(empty.Image, file)
+}
+
+func artifact() (remote.Taggable, error) {
+	blob := func(content string) v1.Layer { return static.NewLayer([]byte(content), "application/octet-stream") }
+	img, err := mutate.Append(empty.Image,
+		mutate.Addendum{Layer: blob("heavy\n"), Annotations: map[string]string{"org.opencontainers.image.title": "model/weights"}},
+		mutate.Addendum{Layer: blob("nameless\n")})
+	if err != nil {
+		return nil, err
+	}
+	return mutate.ConfigMediaType(mutate.MediaType(img, types.OCIManifestSchema1), "application/vnd.crid.test.model.v1+json"), nil
 }
 
 func pauseImage() (remote.Taggable, error) {

@@ -45,11 +45,13 @@ func mountedImages(t *testing.T, c *harness.Crid) []string {
 
 func TestImagesAsVolumes(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
-		files, layers, nothing := c.Pull(images.Files), c.Pull(images.Volume), c.Pull(images.Nothing)
+		files, layers, nothing, artifact := c.Pull(images.Files), c.Pull(images.Volume), c.Pull(images.Nothing), c.Pull(images.Artifact)
 		pod := c.RunPod()
 		for _, v := range []struct{ name, id, sub, shell, want string }{
 			{"whole", files, "", "cat /vol/dir/sub/file /vol/etc/passwd; ls /vol", "in the image\nof the image\nabsolute\nclimbs\ndangles\ndir\netc\n"},
 			{"of several layers", layers, "", "cat /vol/data/seed; test -x /vol/bin/busybox && echo tool", "seed\ntool\n"},
+			{"an artifact", artifact, "", "cat /vol/model/weights /vol/sha256-*", "heavy\nnameless\n"},
+			{"a file of an artifact", artifact, "model/weights", "cat /vol", "heavy\n"},
 			{"without layers", nothing, "", "ls -A /vol | wc -l", "0\n"},
 			{"a directory of it", files, "dir/sub", "cat /vol/file", "in the image\n"},
 			{"a file of it", files, "dir/sub/file", "cat /vol", "in the image\n"},
@@ -163,6 +165,26 @@ func TestImageVolumesThatFail(t *testing.T) {
 	}
 	if ids := mountedImages(t, c); len(ids) != 0 {
 		t.Errorf("mounted images: %v", ids)
+	}
+}
+
+func TestArtifactsAreNoImages(t *testing.T) {
+	c := harness.Start(t)
+	id := c.Pull(images.Artifact)
+	list, err := c.Images.ListImages(c.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].GetId() != id || list[0].GetSize() == 0 {
+		t.Errorf("listed: %v, %v", list, err)
+	}
+	pod := c.RunPod()
+	_, err = pod.TryCreate(pod.ContainerConfig("true", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = id }))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "is an artifact (application/vnd.crid.test.model.v1+json)") {
+		t.Errorf("a container of an artifact: %v", err)
+	}
+	if err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: harness.Ref(images.Artifact)}); err != nil {
+		t.Error(err)
+	}
+	if list, err := c.Images.ListImages(c.Context(), nil); err != nil || len(list) != 0 {
+		t.Errorf("after the removal: %v, %v", list, err)
 	}
 }
 
