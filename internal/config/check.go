@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/distribution/reference"
 )
 
 // sunPath is the longest path that the kernel takes for a unix socket, in bytes.
@@ -43,11 +45,33 @@ func (c Config) check(from origin) []error {
 	k.observed(c.Diagnosis)
 	k.runtimes(c)
 	for _, name := range c.Images.Pinned {
-		if name == "" || strings.ContainsAny(name, " *?[") {
-			k.fault("images.pinned", "%q is no image name, such as registry.k8s.io/pause:3.10", name)
+		if !isImagePattern(name) {
+			k.fault("images.pinned", "%q is neither an image name, such as registry.k8s.io/pause:3.10, nor one with * for any characters, such as registry.k8s.io/*", name)
 		}
 	}
 	return k.faults
+}
+
+var (
+	imageChars  = regexp.MustCompile(`^[A-Za-z0-9_.:/@*\[\]-]+$`) // brackets are of IPv6 addresses
+	imageID     = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}$`)
+	anyOfDigest = regexp.MustCompile(`@[a-z0-9:*]*\*[a-f0-9*]*$`)
+)
+
+// isImagePattern tells whether value is an image's name or id, or would be with other characters for each *.
+func isImagePattern(value string) bool {
+	if imageID.MatchString(value) {
+		return true
+	}
+	if !imageChars.MatchString(value) {
+		return false
+	}
+	value = anyOfDigest.ReplaceAllString(value, "") // too short to be one
+	if value == "" {
+		return true
+	}
+	_, err := reference.ParseNormalizedNamed(strings.ReplaceAll(value, "*", "x"))
+	return err == nil
 }
 
 func (k *checker) fault(key, format string, args ...any) {

@@ -120,7 +120,7 @@ func FuzzNames(f *testing.F) {
 			}
 			tags, digests := references(&cstorage.Image{Names: []string{name, full.String()}, Digest: digest.Digest(dig)})
 			img := Image{RepoTags: tags, RepoDigests: digests}
-			if !isPinned(&img, []string{full.String()}) || !slices.Contains(repositories(&img), full.Name()) {
+			if !(pins{names: map[string]bool{full.String(): true}}).have(&img) || !slices.Contains(repositories(&img), full.Name()) {
 				t.Errorf("%q is %s, but %v of %v", name, full, img, repositories(&img))
 			}
 		}

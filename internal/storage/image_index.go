@@ -92,6 +92,7 @@ func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
 func (s *Images) readIndex(ctx context.Context, stored []cstorage.Image) (*index, error) {
 	next := &index{byID: make(map[string]*entry, len(stored)), byName: make(map[string]string), damaged: make(map[string]error)}
 	var layers map[string]*cstorage.Layer // read at the first image that is new
+	pinned := s.pins()
 	slices.SortFunc(stored, func(a, b cstorage.Image) int { return strings.Compare(a.ID, b.ID) })
 	for i := range stored {
 		img := &stored[i]
@@ -108,7 +109,7 @@ func (s *Images) readIndex(ctx context.Context, stored []cstorage.Image) (*index
 				continue
 			}
 		}
-		next.add(img, f, s.cfg.Pinned)
+		next.add(img, f, pinned)
 	}
 	next.addAliases(stored)
 	return next, nil
@@ -126,14 +127,14 @@ func (s *Images) layerMap() (map[string]*cstorage.Layer, error) {
 	return layers, nil
 }
 
-func (x *index) add(img *cstorage.Image, f facts, pinned []string) {
+func (x *index) add(img *cstorage.Image, f facts, pinned pins) {
 	tags, digests := references(img)
 	e := &entry{facts: f, image: Image{
 		ID: img.ID, RepoTags: tags, RepoDigests: digests,
 		Size: f.size, Config: f.config, Labels: f.config.Labels,
 		Annotations: f.outline.Annotations, ArtifactType: f.outline.artifactKind(),
 	}}
-	e.image.Pinned = isPinned(&e.image, pinned)
+	e.image.Pinned = pinned.have(&e.image)
 	x.byID[img.ID] = e
 	x.images = append(x.images, e.image)
 	for _, name := range slices.Concat(tags, digests) {

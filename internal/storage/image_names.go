@@ -57,21 +57,6 @@ func repositories(img *Image) []string {
 	return sortedSet(repos)
 }
 
-// isPinned tells whether one of the names in pinned, read as a pull reads them, is the image's.
-func isPinned(img *Image, pinned []string) bool {
-	return slices.ContainsFunc(pinned, func(name string) bool {
-		if strings.TrimPrefix(name, "sha256:") == img.ID {
-			return true
-		}
-		ref, err := reference.ParseNormalizedNamed(name)
-		if err != nil {
-			return false
-		}
-		full := canonical(ref).String()
-		return slices.Contains(img.RepoTags, full) || slices.Contains(img.RepoDigests, full)
-	})
-}
-
 // canonical gives a name the tag latest when it has neither tag nor digest, and drops the tag of one that has
 // both, since the digest alone decides.
 func canonical(ref reference.Named) reference.Named {

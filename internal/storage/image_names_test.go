@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -39,12 +41,23 @@ func TestReferences(t *testing.T) {
 }
 
 func TestPinnedNames(t *testing.T) {
-	img := Image{ID: strings.Repeat("a", 64), RepoTags: []string{"docker.io/library/pause:3"}, RepoDigests: []string{"a.b/c@" + dig}}
+	conf := filepath.Join(t.TempDir(), "registries.conf")
+	check(t, os.WriteFile(conf, []byte("unqualified-search-registries = [\"docker.io\", \"search.example\"]\n[aliases]\n\"app\" = \"alias.example/deep/app\"\n"), 0o600))
+	img := Image{
+		ID:          strings.Repeat("a", 64),
+		RepoTags:    []string{"docker.io/library/pause:3", "search.example/tool:1", "alias.example/deep/app:2", "registry.k8s.io/coredns/coredns:v1.12.0"},
+		RepoDigests: []string{"a.b/c@" + dig},
+	}
 	for name, want := range map[string]bool{
-		"pause:3": true, "docker.io/library/pause:3": true, "pause": false, "pause:33": false, "a.b/c@" + dig: true,
-		"a.b/c": false, img.ID: true, "sha256:" + img.ID: true, "": false, "PAUSE": false,
+		"pause:3": true, "docker.io/library/pause:3": true, "pause": false, "pause:33": false, "a.b/c@" + dig: true, "a.b/c:7@" + dig: true,
+		"a.b/c": false, img.ID: true, "sha256:" + img.ID: true, img.ID[:12]: false, "": false, "PAUSE": false,
+		"tool:1": true, "app:2": true, "app:3": false, // as a pull finds short names
+		"registry.k8s.io/*": true, "registry.k8s.io/core*": true, "registry.k8s.io/*:v1.12.0": true, "registry.k8s.io/coredns/coredns:*": true,
+		"*coredns*": true, "*:v1.12.0": true, "*": true, "pause*": true, "library/pause*": false, "docker.io/*": true, "a.b/*@sha256:*": true,
+		"registry_k8s.io/*": false, "registry.k8s.io*v2": false, "coredns*": false, "*.k8s.io": false, "[rx]*": false,
 	} {
-		if isPinned(&img, []string{name}) != want {
+		s := &Images{cfg: ImagesConfig{RegistriesConf: conf, RegistriesConfDir: t.TempDir(), Pinned: []string{"other:1", name}}}
+		if s.pins().have(&img) != want {
 			t.Errorf("pinned by %q: %v, want %v", name, !want, want)
 		}
 	}
@@ -69,7 +82,7 @@ func syntheticIndex(words ...string) *index {
 	for _, w := range words {
 		id := w + strings.Repeat("0", 64-len(w))
 		name := "example.com/" + w
-		x.add(&cstorage.Image{ID: id, Names: []string{name + ":1", name + "@" + dig}}, facts{}, nil)
+		x.add(&cstorage.Image{ID: id, Names: []string{name + ":1", name + "@" + dig}}, facts{}, pins{})
 	}
 	return x
 }

@@ -36,7 +36,7 @@ type ImagesConfig struct {
 	RegistriesConfDir string
 	PolicyPath        string
 	AuthFile          string
-	Pinned            []string   // names of images that the kubelet must not collect, exactly as they are pulled
+	Pinned            []string   // names of images that the kubelet must not collect, as a pull reads them; * = any characters
 	BootID            string     // tells a reboot from a restart of crid
 	Steps             step.Watch // told of downloads; nil = nobody
 }
