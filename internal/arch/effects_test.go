@@ -93,6 +93,7 @@ var unpointed = map[string]string{
 	"internal/network/gc.go:CNI.gcVerb":                 "libcni calls plugins, and each call has points of its own",
 	"internal/oci/oci.go:Runtime.sweep":                 again + ": it is for a runtime that was killed amid its delete",
 	"internal/storage/image_lease.go:Images.dropLayers": again + ": the collector's next round does",
+	"internal/storage/place.go:writeSynced":             unseen + ": it has its name when all of it is on the disk",
 	"internal/storage/volume.go:mkdirFor":               unseen,
 	"internal/ns/sysctl.go:writeSysctls":                unseen,
 	"internal/oci/probe.go:Runtime.ask":                 asksOnly,

@@ -17,6 +17,9 @@ import (
 // ViewImages opens the store to be checked and nothing else: nothing goes on behind it. A store that does not exist is
 // errdef.NotFound.
 func ViewImages(cfg ImagesConfig) (*Images, error) {
+	if err := cfg.checkPlace(); err != nil {
+		return nil, err
+	}
 	root, err := filepath.EvalSymlinks(orElse(cfg.Store, filepath.Join(cfg.Root, "storage")))
 	if err != nil {
 		return nil, fmt.Errorf("look at image store: %w", absentKind(err))

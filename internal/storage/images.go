@@ -77,6 +77,9 @@ func OpenImages(cfg ImagesConfig) (*Images, error) {
 
 func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	root := orElse(cfg.Store, filepath.Join(cfg.Root, "storage"))
+	if err := cfg.checkPlace(); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
@@ -84,6 +87,9 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	root, err := filepath.EvalSymlinks(root)
 	if err != nil {
 		return nil, fmt.Errorf("resolve image store: %w", err)
+	}
+	if err := cfg.claimPlace(); err != nil {
+		return nil, err
 	}
 	s := &Images{cfg: cfg, root: root, foreign: foreignLayers(root)}
 	if err := s.setAsideLists(); err != nil {
