@@ -284,14 +284,14 @@ func (f *fakeContainers) Spec(string) ([]byte, error) { return []byte(`{"ociVers
 // fakeImages knows images by id and by tag.
 type fakeImages struct {
 	images []storage.Image
-	auth   storage.Auth // of the last pull
-	err    error        // returned by Pull and Remove
-	block  bool         // Pull waits for its context
-	panics bool         // Usage panics
+	pulled storage.PullRequest // the last
+	err    error               // returned by Pull and Remove
+	block  bool                // Pull waits for its context
+	panics bool                // Usage panics
 }
 
 func (f *fakeImages) Pull(ctx context.Context, r storage.PullRequest) (storage.Image, error) {
-	f.auth = r.Auth
+	f.pulled = r
 	if f.block {
 		<-ctx.Done()
 		return storage.Image{}, ctx.Err()

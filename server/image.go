@@ -59,7 +59,8 @@ func (s *imageService) PullImage(ctx context.Context, r *runtime.PullImageReques
 	if err != nil {
 		return nil, err
 	}
-	image, err := s.images.Pull(ctx, storage.PullRequest{Ref: ref, Auth: auth})
+	auth.Server = r.GetAuth().GetServerAddress()
+	image, err := s.images.Pull(ctx, storage.PullRequest{Ref: ref, Auth: auth, Namespace: r.GetSandboxConfig().GetMetadata().GetNamespace()})
 	if err != nil {
 		return nil, err
 	}

@@ -137,12 +137,14 @@ func TestCredentialsReachThePullAndNeverTheLog(t *testing.T) {
 		{&runtime.AuthConfig{Username: "you", Auth: encoded}, storage.Auth{Username: "you"}},
 		{&runtime.AuthConfig{IdentityToken: "s3cret"}, storage.Auth{IdentityToken: "s3cret"}},
 		{&runtime.AuthConfig{RegistryToken: "s3cret"}, storage.Auth{RegistryToken: "s3cret"}},
+		{&runtime.AuthConfig{ServerAddress: "a.example", Auth: encoded}, storage.Auth{Server: "a.example", Username: "me", Password: "s3cret:x"}},
 	} {
-		if _, err := h.image.PullImage(t.Context(), &runtime.PullImageRequest{Image: ref("a:1"), Auth: c.auth}); err != nil {
+		pod := &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Namespace: "team"}}
+		if _, err := h.image.PullImage(t.Context(), &runtime.PullImageRequest{Image: ref("a:1"), Auth: c.auth, SandboxConfig: pod}); err != nil {
 			t.Fatal(err)
 		}
-		if h.images.auth != c.want {
-			t.Errorf("got %+v, want %+v", h.images.auth, c.want)
+		if got := h.images.pulled; got.Auth != c.want || got.Namespace != "team" {
+			t.Errorf("got %+v, want %+v", got, c.want)
 		}
 	}
 	if log := h.log.String(); strings.Contains(log, "s3cret") || !strings.Contains(log, "image=a:1") {

@@ -32,14 +32,12 @@ func (p places) rootfs(label string) storage.RootfsConfig {
 
 func (p places) images() storage.ImagesConfig {
 	return storage.ImagesConfig{
-		Root:              p.Root,
-		Store:             p.Images.Storage,
-		RunRoot:           p.Runroot,
-		RegistriesConf:    p.Images.RegistriesConf,
-		RegistriesConfDir: p.Images.RegistriesConfDir,
-		PolicyPath:        p.Images.SignaturePolicy,
-		AuthFile:          p.Images.AuthFile,
-		Pinned:            p.Images.Pinned,
+		Root:    p.Root,
+		Store:   p.Images.Storage,
+		RunRoot: p.Runroot,
+		Sources: storage.Sources(p.Images.Sources),
+		Trust:   storage.Trust(p.Images.Trust),
+		Pinned:  p.Images.Pinned,
 	}
 }
 

@@ -79,6 +79,7 @@ var fuzzed = map[string]string{
 	"internal/storage.inspect":            "FuzzBounds",
 	"internal/storage.markOpen":           "- crid's own mark: one that cannot be read means the same as an old one",
 	"internal/storage.parseConfig":        "FuzzConfig",
+	"internal/storage.parseHosts":         "FuzzHosts",
 	"internal/storage.parseOutline":       "FuzzManifest",
 	"internal/storage.readPlace":          "- crid's own record: one that cannot be read is written anew",
 	"internal/storage.wellFormed":         "FuzzLists",

@@ -115,10 +115,7 @@ func (k *checker) paths(c Config) {
 		k.socket("debug_socket", c.DebugSocket)
 	}
 	k.absoluteOrEmpty("images.storage", c.Images.Storage)
-	k.absoluteOrEmpty("images.registries_conf", c.Images.RegistriesConf)
-	k.absoluteOrEmpty("images.registries_conf_dir", c.Images.RegistriesConfDir)
-	k.absoluteOrEmpty("images.signature_policy", c.Images.SignaturePolicy)
-	k.absoluteOrEmpty("images.auth_file", c.Images.AuthFile)
+	k.sources(c.Images)
 	k.program("conmon", c.Conmon)
 	if filepath.Clean(c.Root) == filepath.Clean(c.Runroot) {
 		k.fault(k.set("runroot", "root"), "%q is both root and runroot; the two must be different directories", c.Runroot)
@@ -126,6 +123,18 @@ func (k *checker) paths(c Config) {
 	if c.DebugSocket != "" && c.DebugSocket == c.Socket {
 		k.fault(k.set("debug_socket", "socket"), "%q is the socket of the CRI and that for debugging; choose another path", c.DebugSocket)
 	}
+}
+
+func (k *checker) sources(i Images) {
+	k.absoluteOrEmpty("images.registries_conf", i.RegistriesConf)
+	k.absoluteOrEmpty("images.registries_conf_dir", i.RegistriesConfDir)
+	k.allAbsolute("images.certs_d", i.CertsD)
+	k.absoluteOrEmpty("images.auth_file", i.AuthFile)
+	k.absoluteOrEmpty("images.namespaced_auth_dir", i.NamespacedAuthDir)
+	k.absoluteOrEmpty("images.signature_policy", i.PolicyPath)
+	k.absoluteOrEmpty("images.signature_policy_dir", i.PolicyDir)
+	k.absoluteOrEmpty("images.registries_d", i.RegistriesD)
+	k.absoluteOrEmpty("images.decryption_keys_path", i.DecryptionKeys)
 }
 
 func (k *checker) absolute(key, value string) {

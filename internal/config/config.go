@@ -64,13 +64,28 @@ type Network struct {
 
 // Images says where images are kept and what governs a pull.
 type Images struct {
-	Storage           string   `toml:"storage"`
+	Storage string `toml:"storage"`
+	Sources
+	Trust
+	Pinned       []string `toml:"pinned"`
+	ImageVolumes string   `toml:"image_volumes"`
+}
+
+// Sources says where images come from, and by whose credentials. Its options stand in the table of Images.
+type Sources struct {
 	RegistriesConf    string   `toml:"registries_conf"`
 	RegistriesConfDir string   `toml:"registries_conf_dir"`
-	SignaturePolicy   string   `toml:"signature_policy"`
+	CertsD            []string `toml:"certs_d"`
 	AuthFile          string   `toml:"auth_file"`
-	Pinned            []string `toml:"pinned"`
-	ImageVolumes      string   `toml:"image_volumes"`
+	NamespacedAuthDir string   `toml:"namespaced_auth_dir"`
+}
+
+// Trust says whose images are taken, and with what keys they are read. Its options stand in the table of Images.
+type Trust struct {
+	PolicyPath     string `toml:"signature_policy"`
+	PolicyDir      string `toml:"signature_policy_dir"`
+	RegistriesD    string `toml:"registries_d"`
+	DecryptionKeys string `toml:"decryption_keys_path"`
 }
 
 // Streaming says where exec, attach and port-forward are served.
@@ -111,7 +126,12 @@ func Default() Config {
 			NetnsDir: "/run/netns",
 			GCPeriod: "10m",
 		},
-		Images:    Images{Pinned: []string{}, ImageVolumes: "bind"},
+		Images: Images{
+			Sources:      Sources{CertsD: []string{"/etc/containerd/certs.d"}, NamespacedAuthDir: "/etc/crid/auth"},
+			Trust:        Trust{PolicyDir: "/etc/crid/policies", RegistriesD: "/etc/containers/registries.d", DecryptionKeys: "/etc/crid/keys"},
+			Pinned:       []string{},
+			ImageVolumes: "bind",
+		},
 		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: "4h"},
 		Runtimes: map[string]Runtime{
 			"crun": {Path: "crun", AllowedAnnotations: []string{}},

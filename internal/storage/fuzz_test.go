@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/pkg/sysregistriesv2"
+	"go.podman.io/image/v5/types"
 	cstorage "go.podman.io/storage"
 
 	"github.com/crid/crid/internal/errdef"
@@ -101,7 +103,7 @@ func FuzzNames(f *testing.F) {
 	}
 	conf := filepath.Join(f.TempDir(), "registries.conf")
 	check(f, os.WriteFile(conf, []byte("unqualified-search-registries = [\"a.example\", \"b.example:5000\"]\n[aliases]\n\"app\" = \"c.example/deep/app\"\n"), 0o600))
-	s := &Images{cfg: ImagesConfig{RegistriesConf: conf, RegistriesConfDir: f.TempDir()}}
+	s := &Images{cfg: ImagesConfig{Sources: Sources{RegistriesConf: conf, RegistriesConfDir: f.TempDir()}}}
 	f.Fuzz(func(t *testing.T, name string) {
 		all, err := s.names(name)
 		if err != nil {
@@ -188,6 +190,40 @@ func FuzzRecipe(f *testing.F) {
 		}
 		if err := compare(t.Context(), root, bytes.NewReader(raw), l); err == nil {
 			t.Errorf("%q is the recipe of a layer with another digest", raw)
+		}
+	})
+}
+
+// FuzzHosts reads any text as a hosts.toml: it is refused, or there are places that the library takes, the last of which says what
+// tags mean.
+func FuzzHosts(f *testing.F) {
+	for _, s := range []string{
+		"", "server = \"https://a\"", "[host.\"http://a:1\"]\ncapabilities=[\"pull\"]\nca=[\"a\"]\n[host.\"b/v2/c\"]\noverride_path=true\nskip_verify=true",
+		"[host.\"a\".header]\nx=[\"y\"]", "client=[[\"a\",\"b\"],\"c\"]", "server=1", "[host]\na={}", "host=[]", "[host.\"https://[::1]:5\"]", "[host.\"https://\\u0000\"]",
+	} {
+		f.Add(s, "reg.example")
+	}
+	f.Add("", "docker.io")
+	f.Fuzz(func(t *testing.T, text, registry string) {
+		if _, err := reference.ParseNamed(registry + "/an/image"); err != nil {
+			return
+		}
+		all, err := parseHosts([]byte(text), "/d", registry)
+		if err != nil {
+			return
+		}
+		if len(all) == 0 || all[len(all)-1].onlyDigests {
+			t.Errorf("%q is %v", text, all)
+		}
+		conf, err := telling{registry: registry, endpoints: all}.registriesConf(&types.SystemContext{SystemRegistriesConfPath: os.DevNull, SystemRegistriesConfDirPath: "/none"})
+		check(t, err)
+		file := filepath.Join(t.TempDir(), "registries.conf")
+		check(t, os.WriteFile(file, conf, 0o600))
+		sys := &types.SystemContext{SystemRegistriesConfPath: file, SystemRegistriesConfDirPath: "/none"}
+		told, err := sysregistriesv2.FindRegistry(sys, registry+"/an/image")
+		sysregistriesv2.InvalidateCache()
+		if err != nil || told == nil || len(told.Mirrors) != len(all)-1 || told.Location != all[len(all)-1].location() {
+			t.Errorf("%q is told as %s, which is %+v, %v", text, conf, told, err)
 		}
 	})
 }

@@ -28,7 +28,7 @@ func TestImageWithAnotherID(t *testing.T) {
 	id := strings.Repeat("5", 64)
 	dst, err := istorage.Transport.NewStoreReference(s.store, named, id)
 	check(t, err)
-	policy, err := s.policy()
+	policy, err := loadPolicy(s.policyPath())
 	check(t, err)
 	sys := s.systemContext(Auth{})
 	_, err = copy.Image(t.Context(), policy, dst, src, &copy.Options{SourceCtx: sys, DestinationCtx: sys})

@@ -56,7 +56,7 @@ func TestPinnedNames(t *testing.T) {
 		"*coredns*": true, "*:v1.12.0": true, "*": true, "pause*": true, "library/pause*": false, "docker.io/*": true, "a.b/*@sha256:*": true,
 		"registry_k8s.io/*": false, "registry.k8s.io*v2": false, "coredns*": false, "*.k8s.io": false, "[rx]*": false,
 	} {
-		s := &Images{cfg: ImagesConfig{RegistriesConf: conf, RegistriesConfDir: t.TempDir(), Pinned: []string{"other:1", name}}}
+		s := &Images{cfg: ImagesConfig{Sources: Sources{RegistriesConf: conf, RegistriesConfDir: t.TempDir()}, Pinned: []string{"other:1", name}}}
 		if s.pins().have(&img) != want {
 			t.Errorf("pinned by %q: %v, want %v", name, !want, want)
 		}

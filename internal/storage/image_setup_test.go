@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -47,7 +48,7 @@ type fakeRegistry struct {
 
 func newRegistry(t *testing.T) *fakeRegistry {
 	t.Helper()
-	r := &fakeRegistry{next: registry.New(registry.Logger(ggcrlog.New(io.Discard, "", 0))), blobs: map[string]int{}}
+	r := &fakeRegistry{next: registry.New(registry.Logger(silent())), blobs: map[string]int{}}
 	server := httptest.NewServer(r)
 	t.Cleanup(server.Close)
 	r.host = strings.TrimPrefix(server.URL, "http://")
@@ -223,8 +224,11 @@ func newDamagedWorld(t testing.TB, registries ...*fakeRegistry) *world {
 	t.Cleanup(func() { check(t, unix.Unmount(dir, 0)) })
 	w := &world{dir: dir, ImagesConfig: ImagesConfig{
 		Root: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"),
-		RegistriesConf: filepath.Join(dir, "registries.conf"), RegistriesConfDir: filepath.Join(dir, "registries.conf.d"),
-		AuthFile: filepath.Join(dir, "auth.json"),
+		Sources: Sources{
+			RegistriesConf: filepath.Join(dir, "registries.conf"), RegistriesConfDir: filepath.Join(dir, "registries.conf.d"),
+			CertsD: []string{filepath.Join(dir, "certs.d")}, AuthFile: filepath.Join(dir, "auth.json"), NamespacedAuthDir: filepath.Join(dir, "auth"),
+		},
+		Trust: Trust{PolicyDir: filepath.Join(dir, "policies"), RegistriesD: filepath.Join(dir, "registries.d"), DecryptionKeys: filepath.Join(dir, "keys")},
 	}}
 	var conf strings.Builder
 	for _, r := range registries {
@@ -298,3 +302,7 @@ func list(t testing.TB, s *Images) []Image {
 	check(t, err)
 	return all
 }
+
+func loopback() []net.IP { return []net.IP{net.IPv4(127, 0, 0, 1)} }
+
+func silent() *ggcrlog.Logger { return ggcrlog.New(io.Discard, "", 0) }

@@ -25,20 +25,36 @@ const (
 	closeGrace = 5 * time.Second // what Close gives a pull that is unpacking a layer
 )
 
-// ImagesConfig says where images are kept and which files of the host rule pulls. An empty path means the
-// system's own file under /etc/containers (or the distribution's under /usr/share/containers), which may be
-// absent; a path that is given must exist.
+// ImagesConfig says where images are kept and which files of the host rule pulls.
 type ImagesConfig struct {
-	Root              string // crid's root
-	Store             string // the store; empty = Root/storage
-	RunRoot           string // crid's runroot; the store's volatile half is RunRoot/storage
+	Root    string // crid's root
+	Store   string // the store; empty = Root/storage
+	RunRoot string // crid's runroot; the store's volatile half is RunRoot/storage
+	Sources
+	Trust
+	Pinned []string   // names of images that the kubelet must not collect, as a pull reads them; * = any characters
+	BootID string     // tells a reboot from a restart of crid
+	Steps  step.Watch // told of downloads; nil = nobody
+}
+
+// Sources are the files of the host that say where images come from, and by whose credentials. An empty path of a file
+// means the system's own under /etc/containers (or the distribution's under /usr/share/containers), which may be absent;
+// a path that is given must exist. Directories may be absent.
+type Sources struct {
 	RegistriesConf    string
-	RegistriesConfDir string
-	PolicyPath        string
-	AuthFile          string
-	Pinned            []string   // names of images that the kubelet must not collect, as a pull reads them; * = any characters
-	BootID            string     // tells a reboot from a restart of crid
-	Steps             step.Watch // told of downloads; nil = nobody
+	RegistriesConfDir string   // empty = /etc/containers/registries.conf.d
+	CertsD            []string // with hosts.toml of registries; the first that knows one counts
+	AuthFile          string   // may be absent
+	NamespacedAuthDir string   // with credentials for one pull each; empty = none
+}
+
+// Trust are the files of the host that say whose images are taken, and the keys to read them. What Sources says of paths
+// is true of them.
+type Trust struct {
+	PolicyPath     string
+	PolicyDir      string // with policies of single namespaces; empty = none
+	RegistriesD    string // says where signatures are; empty = /etc/containers/registries.d
+	DecryptionKeys string // a directory of private keys; empty = none
 }
 
 // Images is the store of images. All methods may be called at once; those that only read answer from memory.
@@ -130,6 +146,9 @@ func openStore(cfg ImagesConfig, root string) (cstorage.Store, error) {
 // load reads the store and starts what goes on behind it.
 func (s *Images) load(ctx context.Context) error {
 	if err := s.clearScratch(); err != nil {
+		return err
+	}
+	if err := s.clearHosts(); err != nil {
 		return err
 	}
 	due, err := s.markOpen()

@@ -30,10 +30,12 @@ type pulls struct {
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
 }
 
-// flightKey holds credentials only while their pull is under way.
+// flightKey is what makes two requests for a pull the same. It holds credentials only while their pull is under way.
 type flightKey struct {
-	ref  string
-	auth Auth
+	ref    string
+	auth   Auth
+	own    string // credentials that were left for the namespace, in place of the auth file
+	policy string // the file with the policy that holds for the namespace
 }
 
 type flight struct {
@@ -47,8 +49,9 @@ type flight struct {
 
 // PullRequest is what is pulled, and for whom.
 type PullRequest struct {
-	Ref  string
-	Auth Auth // zero = those of the host's auth file, if any
+	Ref       string
+	Auth      Auth   // zero = those left for the namespace, else of the host's auth file, if any
+	Namespace string // of the pod; empty = none, as of an administrator's pull
 
 	// Progress is told how far the layers are, by the goroutine that called Pull: when something has changed, at most every
 	// 100 ms, and at the end. It may be nil.
@@ -76,7 +79,10 @@ func (s *Images) Pull(ctx context.Context, r PullRequest) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %w", err)
 	}
-	key := flightKey{ref: ref, auth: r.Auth}
+	key, err := s.flightKey(r)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
+	}
 	f, err := s.join(ctx, key, names)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
@@ -86,6 +92,15 @@ func (s *Images) Pull(ctx context.Context, r PullRequest) (Image, error) {
 		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}
 	return f.image, f.err
+}
+
+func (s *Images) flightKey(r PullRequest) (key flightKey, err error) {
+	key = flightKey{ref: r.Ref, auth: r.Auth}
+	if key.policy, err = s.policyFor(r.Namespace); err != nil {
+		return flightKey{}, err
+	}
+	key.own, err = s.takeAuth(r.Namespace, r.Ref)
+	return key, err
 }
 
 // join finds the flight for key or starts one. It counts the caller in, who must leave.
@@ -115,7 +130,7 @@ func (s *Images) join(ctx context.Context, key flightKey, names []reference.Name
 		}
 		began := time.Now()
 		ctx, end := s.cfg.Steps.Begin(ctx, step.Step{Kind: step.Pull, ID: key.ref})
-		f.image, f.err = s.fetch(ctx, names, key.auth, &f.board)
+		f.image, f.err = s.fetch(ctx, names, key, &f.board)
 		end(f.err)
 		if errors.Is(f.err, errdef.Exhausted) {
 			// What a later pull could use would keep a full disk full.

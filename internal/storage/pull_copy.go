@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync/atomic"
 
@@ -20,20 +21,33 @@ import (
 )
 
 // fetch pulls the first of the names that its registry has.
-func (s *Images) fetch(ctx context.Context, names []reference.Named, auth Auth, b *board) (_ Image, err error) {
+func (s *Images) fetch(ctx context.Context, names []reference.Named, key flightKey, b *board) (_ Image, err error) {
 	ctx, stop := withinMemory(ctx, s.pulls.memory)
 	defer stop()
-	policy, err := s.policy()
+	policy, err := loadPolicy(key.policy)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
 	}
 	defer func() { err = errors.Join(err, policy.Destroy()) }()
+	var own *os.File // what it lends is read until the pull is over
+	if key.own != "" {
+		if own, err = lend(key.own); err != nil {
+			return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
+		}
+		defer own.Close() // nothing is lost with it
+	}
 	s.pulls.layers.RLock()
 	defer s.pulls.layers.RUnlock()
 	var failed error
 	for _, name := range names {
-		d := download{name: name, sys: s.systemContext(auth), policy: policy, read: &s.pulls.bytes, board: b}
-		img, err := s.fetchOne(ctx, d)
+		var img Image
+		d := download{name: name, policy: policy, read: &s.pulls.bytes, board: b}
+		if d.sys, err = s.contextFor(name, key); err == nil {
+			if own != nil {
+				d.sys.AuthFilePath = own.Name()
+			}
+			img, err = s.fetchOne(ctx, d)
+		}
 		if err == nil {
 			return img, nil
 		}

@@ -99,6 +99,9 @@ func statusOf(err error) int {
 		}
 		return e.Code.Descriptor().HTTPStatusCode
 	}
+	if code, ok := errors.AsType[errcode.ErrorCode](err); ok && code != errcode.ErrorCodeUnknown { // an answer without a message
+		return code.Descriptor().HTTPStatusCode
+	}
 	return statusField(err)
 }
 

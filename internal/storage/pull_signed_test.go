@@ -39,7 +39,7 @@ func TestSigstoreSignatures(t *testing.T) {
 	s := w.open(t)
 	sys := s.systemContext(Auth{})
 	sys.RegistriesDirPath = in("registries.d")
-	open, err := s.policy() // there is none yet
+	open, err := loadPolicy("") // there is none yet
 	check(t, err)
 	from, err := docker.NewReference(named("plain:1"))
 	check(t, err)
@@ -55,7 +55,7 @@ func TestSigstoreSignatures(t *testing.T) {
 		`{"default":[{"type":"sigstoreSigned","keyPath":%q,"signedIdentity":{"type":"matchRepository"}}]}`, in("key.pub")), 0o600))
 	check(t, s.Close())
 	s = w.open(t)
-	policy, err := s.policy()
+	policy, err := loadPolicy(w.PolicyPath)
 	check(t, err)
 	defer func() { check(t, policy.Destroy()) }()
 	_, err = s.fetchOne(t.Context(), download{name: named("signed:1"), sys: sys, policy: policy, read: new(atomic.Uint64)})

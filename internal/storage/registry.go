@@ -3,12 +3,11 @@ package storage
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
+	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
-	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
 	"github.com/crid/crid/internal/failpoint"
@@ -39,8 +38,6 @@ func orElse(path, fallback string) string {
 	return fallback
 }
 
-func (s *Images) policyPath() string { return hostFile(s.cfg.PolicyPath, "policy.json") }
-
 func (s *Images) scratchDir() string { return filepath.Join(s.root, "crid-scratch") }
 
 // clearScratch removes what pulls of an earlier life were writing.
@@ -61,10 +58,20 @@ func (s *Images) clearScratch() error {
 	return nil
 }
 
-// systemContext gathers what rules one pull. Every path is named, so that nothing is looked for elsewhere.
+// contextFor gathers what rules the pull of one name.
+func (s *Images) contextFor(name reference.Named, key flightKey) (*types.SystemContext, error) {
+	auth := key.auth
+	if auth.Server != "" && registryOf(auth.Server) != reference.Domain(name) {
+		auth = Auth{} // for another registry
+	}
+	sys := s.systemContext(auth)
+	return sys, s.obeyHosts(sys, name)
+}
+
+// systemContext gathers what rules pulls in general, and auth. Every path is named, so that nothing is looked for elsewhere.
 func (s *Images) systemContext(auth Auth) *types.SystemContext {
 	sys := &types.SystemContext{
-		RegistriesDirPath:           "/etc/containers/registries.d",
+		RegistriesDirPath:           orElse(s.cfg.RegistriesD, "/etc/containers/registries.d"),
 		SystemRegistriesConfPath:    orElse(hostFile(s.cfg.RegistriesConf, "registries.conf"), os.DevNull),
 		SystemRegistriesConfDirPath: orElse(s.cfg.RegistriesConfDir, "/etc/containers/registries.conf.d"),
 		UserShortNameAliasConfPath:  filepath.Join(s.scratchDir(), "no-aliases.conf"), // never written: crid learns no aliases
@@ -73,7 +80,7 @@ func (s *Images) systemContext(auth Auth) *types.SystemContext {
 		BigFilesTemporaryDir:        s.scratchDir(),
 		DockerRegistryUserAgent:     "crid",
 	}
-	if auth == (Auth{}) {
+	if auth.Username+auth.Password+auth.IdentityToken+auth.RegistryToken == "" {
 		return sys
 	}
 	// Set also for a bare token: only then the library keeps both from mirrors at other hosts.
@@ -92,33 +99,4 @@ func (s *Images) reloadRegistries() error {
 	}
 	s.problems.set("registries.conf", err)
 	return err
-}
-
-// policy reads the host's signature policy; without any, everything is accepted.
-func (s *Images) policy() (*signature.PolicyContext, error) {
-	path := s.policyPath()
-	if path == "" {
-		return acceptAll()
-	}
-	policy, err := signature.NewPolicyFromFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read signature policy %s: it is configured but does not exist", path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read signature policy: %w", err)
-	}
-	return policyContext(policy)
-}
-
-// acceptAll is the policy for what was checked before.
-func acceptAll() (*signature.PolicyContext, error) {
-	return policyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
-}
-
-func policyContext(policy *signature.Policy) (*signature.PolicyContext, error) {
-	ctx, err := signature.NewPolicyContext(policy)
-	if err != nil {
-		return nil, fmt.Errorf("use signature policy: %w", err)
-	}
-	return ctx, nil
 }

@@ -24,6 +24,7 @@ type Image struct {
 
 // Auth is the credentials of one pull. Never logged, never stored.
 type Auth struct {
+	Server             string // the registry that they are for; empty = the image's
 	Username, Password string
 	IdentityToken      string
 	RegistryToken      string

@@ -1,9 +1,14 @@
 package crash
 
 import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -14,6 +19,7 @@ import (
 var imageScenarios = []scenario{
 	{name: "PullImage", set: pull},
 	{name: "PullImage/artifact", set: pullArtifact},
+	{name: "PullImage from where its registry's description says", set: pullDescribed, cases: of("storage/hosts/", "storage/auth/")},
 	{name: "RemoveImage", set: removeImage},
 }
 
@@ -69,6 +75,39 @@ func removeImage(t *testing.T, c *harness.Crid) act {
 			s, err := c.Images.ImageStatus(c.Context(), &runtime.ImageSpec{Image: harness.Ref(images.Volume)}, false)
 			if err != nil || s.Image != nil {
 				t.Errorf("status of the removed image: %v, %v", s, err)
+			}
+		},
+	}
+}
+
+// pullDescribed pulls from a registry that a hosts.toml describes, with credentials that were left for this pull.
+func pullDescribed(t *testing.T, c *harness.Crid) act {
+	image := &runtime.ImageSpec{Image: "described.example/" + images.Volume}
+	if err := c.Images.RemoveImage(c.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(c.Dir, "certs.d/described.example")
+	ca := time.Now().Format("150405.000000000") + ".pem" // another one each time, so that each case has something to do
+	name, _, _ := strings.Cut(image.Image, ":")
+	for file, content := range map[string]string{
+		filepath.Join(dir, "hosts.toml"): fmt.Sprintf("server = \"http://%s\"\nca = %q\n", strings.TrimSuffix(harness.Ref(""), "/"), ca),
+		filepath.Join(dir, ca):           "",
+		filepath.Join(c.Dir, "auth", fmt.Sprintf("team-%x.json", sha256.Sum256([]byte(name)))): "{}",
+	} {
+		err := os.MkdirAll(filepath.Dir(file), 0o700)
+		if err = errors.Join(err, os.WriteFile(file, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "pod", Namespace: "team"}}
+	return act{
+		call: func() error {
+			_, err := c.Images.PullImage(c.Context(), image, nil, pod)
+			return err
+		},
+		after: func() {
+			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image = image }); got != "seed\n" {
+				t.Errorf("a container of the pulled image said %q", got)
 			}
 		},
 	}

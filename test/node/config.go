@@ -98,8 +98,20 @@ log_level = %q
 %s
 [images]
 registries_conf = %q
-[network]
+%s[network]
 conf_dir = %q
 `, n.Root(), n.RunRoot, n.Socket, n.Debug, driver, n.Cgroup, level, runtime,
-		filepath.Join(n.Dir, "registries.conf"), n.CNIDir())
+		filepath.Join(n.Dir, "registries.conf"), n.imageDirs(), n.CNIDir())
+}
+
+// imageDirs are directories of the node's own for what else of the host rules images. None of them need be there.
+func (n *Node) imageDirs() string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "certs_d = [%q]\n", filepath.Join(n.Dir, "certs.d"))
+	for option, dir := range map[string]string{
+		"namespaced_auth_dir": "auth", "signature_policy_dir": "policies", "registries_d": "registries.d", "decryption_keys_path": "keys",
+	} {
+		fmt.Fprintf(&out, "%s = %q\n", option, filepath.Join(n.Dir, dir))
+	}
+	return out.String()
 }
