@@ -82,6 +82,7 @@ var fuzzed = map[string]string{
 	"internal/storage.parseHosts":         "FuzzHosts",
 	"internal/storage.parseOutline":       "FuzzManifest",
 	"internal/storage.readPlace":          "- crid's own record: one that cannot be read is written anew",
+	"internal/storage.run":                "FuzzArchive",
 	"internal/storage.wellFormed":         "FuzzLists",
 	"internal/stream.readSizes":           "FuzzSizes",
 	"internal/stream.take":                "FuzzPairs",

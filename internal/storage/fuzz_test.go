@@ -1,10 +1,12 @@
 package storage
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/vbatts/tar-split/tar/asm"
+	tarsplit "github.com/vbatts/tar-split/tar/storage"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/types"
@@ -224,6 +228,34 @@ func FuzzHosts(f *testing.F) {
 		sysregistriesv2.InvalidateCache()
 		if err != nil || told == nil || len(told.Mirrors) != len(all)-1 || told.Location != all[len(all)-1].location() {
 			t.Errorf("%q is told as %s, which is %+v, %v", text, conf, told, err)
+		}
+	})
+}
+
+// FuzzArchive reads any bytes as a layer's archive: what is noted to put it together again is what the library notes.
+func FuzzArchive(f *testing.F) {
+	whole := packed(f, special(tar.TypeDir, "a/", ""), file("a/b", "content"), special(tar.TypeLink, "c", "a/b"), file("a/.wh.d", ""))
+	f.Add(whole)
+	f.Add(append(whole, make([]byte, 5000)...))
+	f.Add(whole[:700])
+	f.Add([]byte("no archive"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		for at := 156; at < len(raw); at += 512 {
+			if raw[at] == tar.TypeGNUSparse || bytes.Contains(raw, []byte("GNU.sparse")) {
+				t.Skip("holes are read in full, whose bound the library does not know")
+			}
+		}
+		var own, theirs bytes.Buffer
+		err := newSplitter(&own).run(bytes.NewReader(raw))
+		r, done, failed := asm.NewInputTarStreamWithDone(bytes.NewReader(raw), tarsplit.NewJSONPacker(&theirs), nil)
+		check(t, failed)
+		_, _ = io.Copy(io.Discard, r) // the error comes by done, too
+		check(t, r.Close())
+		if failed := <-done; (err == nil) != (failed == nil) && !errors.Is(err, errBounds) {
+			t.Errorf("noted: %v, by the library: %v", err, failed)
+		}
+		if err == nil && !bytes.Equal(own.Bytes(), theirs.Bytes()) {
+			t.Errorf("noted %s, by the library %s", own.Bytes(), theirs.Bytes())
 		}
 	})
 }

@@ -35,6 +35,7 @@ type ImagesConfig struct {
 	Pinned []string   // names of images that the kubelet must not collect, as a pull reads them; * = any characters
 	BootID string     // tells a reboot from a restart of crid
 	Steps  step.Watch // told of downloads; nil = nobody
+	Pulls  PullLimits
 }
 
 // Sources are the files of the host that say where images come from, and by whose credentials. An empty path of a file
@@ -55,6 +56,13 @@ type Trust struct {
 	PolicyDir      string // with policies of single namespaces; empty = none
 	RegistriesD    string // says where signatures are; empty = /etc/containers/registries.d
 	DecryptionKeys string // a directory of private keys; empty = none
+}
+
+// PullLimits is what all pulls together may take. A zero is no limit, or a default where there must be one.
+type PullLimits struct {
+	Patience  time.Duration // without a byte from the registry, after which a pull fails
+	Layers    int           // fetched and unpacked at a time
+	Bandwidth int64         // bytes per second
 }
 
 // Images is the store of images. All methods may be called at once; those that only read answer from memory.
@@ -116,7 +124,7 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	}
 	s.close = sync.OnceValue(s.shutdown)
 	s.leases.idle = idle
-	s.pulls.memory = pullMemory
+	s.pulls.init(cfg.Pulls)
 	s.initDisk()
 	s.disk.spares = spares(root, filepath.Join(cfg.RunRoot, "storage"))
 	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's

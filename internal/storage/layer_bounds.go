@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"strings"
 	"sync/atomic"
 
 	"github.com/vbatts/tar-split/archive/tar"
@@ -71,7 +69,7 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 		s.depth[id] = below + 1
 	}
 	put := func(diff io.Reader) (*cstorage.Layer, int64, error) {
-		defer failpoint.Hit("storage/pull/layer-put")
+		defer failpoint.Hit("storage/bounded/layer-put")
 		return s.Store.PutLayer(id, parent, names, label, writeable, o, diff)
 	}
 	if diff == nil {
@@ -96,7 +94,7 @@ func (s *boundedStore) PutLayer(id, parent string, names []string, label string,
 	return layer, size, err
 }
 
-// boundedSource is an image whose blobs are not in xz: its readers, of which containers/image and containers/storage each
+// boundedSource is an image whose blobs are not in xz: the library's readers, of which containers/image and containers/storage each
 // begin one for a layer, allocate the dictionary that the layer names, of up to 4 GiB. The specification of images knows gzip
 // and zstd, and no builder makes others. It counts the bytes that are read of them, and shows them on the board.
 type boundedSource struct {
@@ -110,7 +108,7 @@ func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache t
 	if err != nil {
 		return nil, 0, err
 	}
-	head := bufio.NewReader(counted{blob, s.read, s.board.begin(info.Digest)})
+	head := bufio.NewReaderSize(counted{blob, s.read, s.board.begin(info.Digest)}, blobWindow)
 	start, _ := head.Peek(10) // less when there is no more; whoever reads meets the error again
 	if archive.DetectCompression(start) == archive.Xz {
 		err := fmt.Errorf("layer %s is compressed with xz (build the image with gzip or zstd): %w", info.Digest, errdef.Invalid)
@@ -194,14 +192,9 @@ type feed struct {
 	hungry  chan struct{}
 	verdict chan error
 	left    []byte
-	taken   int64 // bytes read
-	next    int64 // how many may have been read when the next file begins
 }
 
 func (f *feed) Read(p []byte) (int, error) {
-	if f.taken > f.next {
-		return 0, fmt.Errorf("more than %d bytes of headers for one file: %w", maxHeaders, errBounds)
-	}
 	for len(f.left) == 0 {
 		f.hungry <- struct{}{}
 		chunk, more := <-f.chunks
@@ -211,49 +204,24 @@ func (f *feed) Read(p []byte) (int, error) {
 		f.left = chunk
 	}
 	n := copy(p, f.left)
-	f.left, f.taken = f.left[n:], f.taken+int64(n)
+	f.left = f.left[n:]
 	return n, nil
 }
 
-// errBounds is why a layer is not unpacked.
-var errBounds = fmt.Errorf("the image asks for more than crid gives: %w", errdef.Invalid)
-
 // inspect reads an archive to its end, or to what breaks a bound. What is wrong with it otherwise is the store's to say.
 func inspect(f *feed) error {
-	r := tar.NewReader(f)
-	f.next = maxHeaders
-	var names, holes int64
-	for entries := 1; ; entries++ {
+	g := &headroom{from: f}
+	g.begin(0)
+	r := tar.NewReader(g)
+	var all tally
+	for {
 		h, err := r.Next()
 		if err != nil {
 			return err
 		}
-		if len(h.Name) > maxEntryName || len(h.Linkname) > maxEntryName {
-			return fmt.Errorf("a path of %d bytes: %w", max(len(h.Name), len(h.Linkname)), errBounds)
+		if err := all.add(h); err != nil {
+			return err
 		}
-		if isSparse(h) {
-			if h.Size > maxHoles-holes {
-				return fmt.Errorf("files with holes of more than %d bytes: %w", int64(maxHoles), errBounds)
-			}
-			holes += h.Size
-		}
-		names += int64(len(h.Name))
-		if entries > maxEntries || names > maxNames {
-			return fmt.Errorf("more than %d files, or names of more than %d bytes: %w", maxEntries, maxNames, errBounds)
-		}
-		f.next = f.taken + min(h.Size, math.MaxInt64/2) + maxHeaders
+		g.begin(h.Size)
 	}
-}
-
-// isSparse knows both ways of writing a file with holes.
-func isSparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
 }

@@ -12,32 +12,37 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/image"
-	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
 	cstorage "go.podman.io/storage"
 
 	"github.com/crid/crid/internal/failpoint"
 )
 
-// copyOrMend brings an image into the store that is not there, or not whole. For containers/image a layer is stored when
-// it is on the store's list: those that are damaged are brought first.
+// copyOrMend brings an image into the store that is not there, or not whole. A layer is stored when it is on the store's
+// list: those that are damaged are brought first.
 func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (string, error) {
+	img, err := src.open(ctx)
+	if err != nil {
+		return "", err
+	}
 	broken, err := s.brokenLayers()
 	if err != nil {
 		return "", err
 	}
-	if len(broken) == 0 && len(s.index.Load().damaged) == 0 {
-		return s.copyLayers(ctx, d, src, pulled)
+	if len(broken) > 0 {
+		if err := s.mendLayers(ctx, src.blobs(), img); err != nil {
+			return "", err
+		}
 	}
-	img, err := src.open(ctx, d)
+	plan, err := planLayers(ctx, img, d.board.meters())
 	if err != nil {
 		return "", err
 	}
-	if err := s.mendLayers(ctx, src.blobs(), img); err != nil {
+	failpoint.Hit("storage/pull/resolved")
+	if err := s.bringLayers(ctx, src.blobs(), plan); err != nil {
 		return "", err
 	}
-	id, err := s.copyLayers(ctx, d, src, pulled)
+	id, err := s.copyRecord(ctx, d, src, pulled)
 	if was := img.ConfigInfo().Digest.Encoded(); errors.Is(err, cstorage.ErrDuplicateID) && s.index.Load().damaged[was] != nil {
 		err = errors.Join(err, s.erase(ctx, was)) // its record names other layers; without it the pull is tried again
 	}
@@ -97,15 +102,6 @@ func depth(layers map[string]*cstorage.Layer, id string) (n int) {
 	return n
 }
 
-// open describes the image for this platform.
-func (r *remoteImage) open(ctx context.Context, d download) (types.Image, error) {
-	chosen, err := r.instance(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	return image.FromUnparsedImage(ctx, d.sys, chosen)
-}
-
 // layerBlobs are the blobs of the image's layers, by the digest of what is in them.
 func layerBlobs(ctx context.Context, img types.Image) (map[digest.Digest]types.BlobInfo, error) {
 	config, err := img.OCIConfig(ctx)
@@ -124,22 +120,16 @@ func layerBlobs(ctx context.Context, img types.Image) (map[digest.Digest]types.B
 }
 
 // mendLayer stores the blob as a layer of its own first: so it is verified and on the disk before it takes its place.
-func (s *Images) mendLayer(ctx context.Context, src types.ImageSource, info types.BlobInfo, l *cstorage.Layer) (err error) {
-	blob, _, err := src.GetBlob(ctx, info, none.NoCache)
+func (s *Images) mendLayer(ctx context.Context, src types.ImageSource, blob types.BlobInfo, l *cstorage.Layer) error {
+	staged, err := s.stage(ctx, layerFrom(src, blob, l.UncompressedDigest))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, blob.Close()) }()
-	fresh, _, err := bounded(s.store).PutLayer("", l.Parent, nil, "", false, &cstorage.LayerOptions{}, within(ctx, blob))
+	fresh, err := s.applyStaged("", l.Parent, staged)
 	if err != nil {
-		return err
+		return errors.Join(err, s.dropStaged(staged))
 	}
-	failpoint.Hit("storage/mend/layer-put")
-	if fresh.UncompressedDigest == l.UncompressedDigest {
-		err = s.replaceLayer(l.ID, fresh.ID)
-	} else {
-		err = fmt.Errorf("the registry's layer %s holds %s, not %s", info.Digest, fresh.UncompressedDigest, l.UncompressedDigest)
-	}
+	err = s.replaceLayer(l.ID, fresh.ID)
 	err = errors.Join(err, s.store.DeleteLayer(fresh.ID))
 	failpoint.Hit("storage/mend/fresh-dropped")
 	return err

@@ -12,6 +12,8 @@ import (
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/step"
 	"go.podman.io/image/v5/docker/reference"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 )
 
 // errAbandoned is why a pull was ended that nobody waits for.
@@ -27,7 +29,24 @@ type pulls struct {
 	memory  uint64        // pullMemory
 	bytes   atomic.Uint64 // of blobs read so far
 
+	wire   wire
+	places *semaphore.Weighted // for the layers that are fetched at a time
+	claims claims
+
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
+}
+
+func (p *pulls) init(limits PullLimits) {
+	p.memory = pullMemory
+	layers := limits.Layers
+	if layers == 0 {
+		layers = parallelLayers
+	}
+	p.places = semaphore.NewWeighted(int64(layers))
+	p.wire.patience = limits.Patience
+	if limits.Bandwidth > 0 {
+		p.wire.rate = rate.NewLimiter(rate.Limit(limits.Bandwidth), blobWindow)
+	}
 }
 
 // flightKey is what makes two requests for a pull the same. It holds credentials only while their pull is under way.

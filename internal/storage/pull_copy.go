@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
@@ -41,7 +43,7 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, key flightK
 	var failed error
 	for _, name := range names {
 		var img Image
-		d := download{name: name, policy: policy, read: &s.pulls.bytes, board: b}
+		d := download{name: name, policy: policy, read: &s.pulls.bytes, board: b, wire: &s.pulls.wire}
 		if d.sys, err = s.contextFor(name, key); err == nil {
 			if own != nil {
 				d.sys.AuthFilePath = own.Name()
@@ -66,6 +68,7 @@ type download struct {
 	policy *signature.PolicyContext
 	read   *atomic.Uint64 // counts the bytes of its blobs
 	board  *board         // shows how far it is
+	wire   *wire
 }
 
 // tries is how often a pull is begun that removals beside it spoil.
@@ -91,18 +94,22 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 		return Image{}, err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	pulled, err := src.canonicalName(ctx)
-	if err != nil {
-		return Image{}, err
-	}
-	if err := src.checkPolicy(ctx, d); err != nil { // of an image that is stored, too
-		return Image{}, err
-	}
-	artifact, err := src.examine(ctx, d)
-	if err != nil {
-		return Image{}, err
-	}
-	meters, err := src.meters(ctx, d)
+	var pulled reference.Named
+	var meters []*meter
+	var artifact *artifact
+	err = d.wire.patiently(ctx, src.host(), func(ctx context.Context) (err error) {
+		if pulled, err = src.canonicalName(ctx); err != nil {
+			return err
+		}
+		if err = src.checkPolicy(ctx, d); err != nil { // of an image that is stored, too
+			return err
+		}
+		if artifact, err = src.examine(ctx, d); err != nil {
+			return err
+		}
+		meters, err = src.meters(ctx, d)
+		return err
+	})
 	if err != nil {
 		return Image{}, err
 	}
@@ -135,7 +142,8 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errdef.Unavailable)
 }
 
-func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (_ string, err error) {
+// copyRecord makes the store's record of the image. Its layers are in the store, unless planLayers knows none.
+func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (_ string, err error) {
 	dst, err := istorage.Transport.NewStoreReference(bounded(s.store), pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
@@ -146,7 +154,6 @@ func (s *Images) copyLayers(ctx context.Context, d download, src *remoteImage, p
 	}
 	defer func() { err = errors.Join(err, checked.Destroy()) }()
 	var stored types.ImageReference
-	failpoint.Hit("storage/pull/resolved")
 	_, err = copy.Image(ctx, checked, dst, src, &copy.Options{
 		SourceCtx:               d.sys,
 		DestinationCtx:          d.sys,
@@ -188,10 +195,14 @@ func (s *Images) nameImage(id string, names ...reference.Named) error {
 // open already, so that the manifest is fetched once, and the digest is of the very manifest that is copied.
 type remoteImage struct {
 	types.ImageReference
-	src  types.ImageSource
 	name reference.Named
 	d    download
-	used bool // copy.Image has it and closes it
+
+	config        digest.Digest // of the configuration
+	configuration []byte        // fetched already
+
+	mu   sync.Mutex          // guards srcs; nothing is waited for under it
+	srcs []types.ImageSource // the last is in use; what began by the others goes on
 }
 
 func openRemote(ctx context.Context, d download) (*remoteImage, error) {
@@ -199,28 +210,74 @@ func openRemote(ctx context.Context, d download) (*remoteImage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdef.Invalid)
 	}
-	src, err := ref.NewImageSource(ctx, d.sys)
-	if err != nil {
+	r := &remoteImage{ImageReference: ref, name: d.name, d: d}
+	if err := r.renew(ctx); err != nil {
 		return nil, err
 	}
-	return &remoteImage{ImageReference: ref, src: src, name: d.name, d: d}, nil
+	return r, nil
 }
+
+// renew begins a new session with the registry.
+func (r *remoteImage) renew(ctx context.Context) error {
+	var src types.ImageSource
+	err := r.d.wire.patiently(ctx, r.host(), func(ctx context.Context) (err error) {
+		src, err = r.ImageReference.NewImageSource(ctx, r.d.sys)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.srcs = append(r.srcs, src)
+	return nil
+}
+
+// source is what the image is read from.
+func (r *remoteImage) source() types.ImageSource {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.srcs[len(r.srcs)-1]
+}
+
+// host is the registry, of which a mirror may have answered.
+func (r *remoteImage) host() string { return reference.Domain(r.name) }
 
 // NewImageSource hands over what is open, without what only the library's own sources have: signatures of all formats,
 // which checkPolicy has looked at before, and layers in parts.
 func (r *remoteImage) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
-	r.used = true
 	return r.blobs(), nil
 }
 
-// blobs is the image as its layers are read.
-func (r *remoteImage) blobs() types.ImageSource { return boundedSource{r.src, r.d.read, r.d.board} }
+// blobs is the image as its blobs are read.
+func (r *remoteImage) blobs() types.ImageSource {
+	return boundedSource{wired{r.source(), r}, r.d.read, r.d.board}
+}
 
 func (r *remoteImage) close() error {
-	if r.used {
-		return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var failed error
+	for _, src := range r.srcs {
+		failed = errors.Join(failed, src.Close())
 	}
-	return r.src.Close()
+	return failed
+}
+
+// open describes the image for this platform.
+func (r *remoteImage) open(ctx context.Context) (img types.Image, err error) {
+	return img, r.d.wire.patiently(ctx, r.host(), func(ctx context.Context) error {
+		chosen, err := r.instance(ctx, r.d)
+		if err != nil {
+			return err
+		}
+		if img, err = image.FromUnparsedImage(ctx, r.d.sys, chosen); err != nil {
+			return err
+		}
+		r.config = img.ConfigInfo().Digest
+		r.configuration, err = img.ConfigBlob(ctx)
+		return err
+	})
 }
 
 // canonicalName is the repository with the digest of what the registry answered, a manifest or a list of them.
@@ -228,7 +285,7 @@ func (r *remoteImage) canonicalName(ctx context.Context) (reference.Named, error
 	if _, ok := r.name.(reference.Digested); ok {
 		return r.name, nil
 	}
-	data, _, err := r.src.GetManifest(ctx, nil)
+	data, _, err := r.source().GetManifest(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -274,12 +331,12 @@ func (r *remoteImage) meters(ctx context.Context, d download) ([]*meter, error) 
 
 // instance is the image for this platform.
 func (r *remoteImage) instance(ctx context.Context, d download) (*image.UnparsedImage, error) {
-	data, kind, err := r.src.GetManifest(ctx, nil)
+	data, kind, err := r.source().GetManifest(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	if !manifest.MIMETypeIsMultiImage(kind) {
-		return image.UnparsedInstance(r.src, nil), nil
+		return image.UnparsedInstance(r.source(), nil), nil
 	}
 	list, err := manifest.ListFromBlob(data, kind)
 	if err != nil {
@@ -289,5 +346,5 @@ func (r *remoteImage) instance(ctx context.Context, d download) (*image.Unparsed
 	if err != nil {
 		return nil, err
 	}
-	return image.UnparsedInstance(r.src, &chosen), nil
+	return image.UnparsedInstance(r.source(), &chosen), nil
 }

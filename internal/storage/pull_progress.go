@@ -62,6 +62,13 @@ func (b *board) show(layers []*meter) {
 	b.layers = layers
 }
 
+// meters are those of the layers that are shown.
+func (b *board) meters() []*meter {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.layers
+}
+
 // begin returns the meter of a blob of which reading begins, perhaps once more. A blob that is no layer has one that nobody
 // looks at.
 func (b *board) begin(d digest.Digest) *meter {
@@ -79,12 +86,11 @@ func (b *board) begin(d digest.Digest) *meter {
 
 // settle says that all layers are in the store.
 func (b *board) settle() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, m := range b.layers {
-		if *m.state.Load() == LayerWaiting {
+	for _, m := range b.meters() {
+		switch *m.state.Load() {
+		case LayerWaiting:
 			m.set(LayerReused)
-		} else {
+		case LayerPulling:
 			m.set(LayerStored)
 		}
 	}
@@ -92,9 +98,7 @@ func (b *board) settle() {
 
 // snapshot is nil as long as the layers are unknown.
 func (b *board) snapshot() []LayerProgress {
-	b.mu.Lock()
-	layers := b.layers
-	b.mu.Unlock()
+	layers := b.meters()
 	if layers == nil {
 		return nil
 	}

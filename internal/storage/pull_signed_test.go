@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 
 	"github.com/crid/crid/internal/errdef"
@@ -58,10 +57,10 @@ func TestSigstoreSignatures(t *testing.T) {
 	policy, err := loadPolicy(w.PolicyPath)
 	check(t, err)
 	defer func() { check(t, policy.Destroy()) }()
-	_, err = s.fetchOne(t.Context(), download{name: named("signed:1"), sys: sys, policy: policy, read: new(atomic.Uint64)})
+	_, err = s.fetchOne(t.Context(), download{name: named("signed:1"), sys: sys, policy: policy, read: &s.pulls.bytes, board: new(board), wire: &s.pulls.wire})
 	check(t, err)
 	for _, repo := range []string{"plain:1", "other:1"} { // one of which is stored by another name
-		_, err = s.fetchOne(t.Context(), download{name: named(repo), sys: sys, policy: policy, read: new(atomic.Uint64)})
+		_, err = s.fetchOne(t.Context(), download{name: named(repo), sys: sys, policy: policy, read: &s.pulls.bytes, board: new(board), wire: &s.pulls.wire})
 		if err = pullError(t.Context(), repo, err); !errors.Is(err, errdef.SignatureInvalid) {
 			t.Errorf("%s: %v", repo, err)
 		}

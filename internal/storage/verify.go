@@ -192,20 +192,46 @@ func isShortage(err error) bool {
 }
 
 func compare(ctx context.Context, root *os.File, recipe io.Reader, l *cstorage.Layer) error {
-	plain, err := gzip.NewReader(recipe)
-	if err != nil {
-		return fmt.Errorf("read what the store kept of its archive: %w", err)
-	}
-	defer plain.Close()
-	tree := &layerTree{ctx: ctx, root: root, entries: tarsplit.NewJSONUnpacker(plain)}
 	digester := l.UncompressedDigest.Algorithm().Digester()
-	if err := asm.WriteOutputTarStream(tree, tree, digester.Hash()); err != nil {
+	if err := rebuild(ctx, root, recipe, digester.Hash()); err != nil {
 		return err
 	}
 	if got := digester.Digest(); got != l.UncompressedDigest {
 		return fmt.Errorf("its digest is %s, not %s", got, l.UncompressedDigest)
 	}
 	return nil
+}
+
+// rebuild writes the archive that a layer came as.
+func rebuild(ctx context.Context, root *os.File, recipe io.Reader, to io.Writer) error {
+	plain, err := gzip.NewReader(recipe)
+	if err != nil {
+		return fmt.Errorf("read what the store kept of its archive: %w", err)
+	}
+	defer plain.Close()
+	tree := &layerTree{ctx: ctx, root: root, entries: tarsplit.NewJSONUnpacker(plain)}
+	return asm.WriteOutputTarStream(tree, tree, to)
+}
+
+// archiveOf is the archive that a layer came as. Nothing keeps the layer meanwhile: what is read need not be whole.
+func (s *Images) archiveOf(ctx context.Context, l *cstorage.Layer) io.ReadCloser {
+	r, w := io.Pipe()
+	go func() { // ends with the archive, or when r is closed
+		recipe, err := os.Open(s.recipePath(l.ID))
+		if err != nil {
+			w.CloseWithError(err)
+			return
+		}
+		defer recipe.Close()
+		root, err := os.Open(s.layerDir(l.ID))
+		if err != nil {
+			w.CloseWithError(err)
+			return
+		}
+		defer root.Close()
+		w.CloseWithError(rebuild(ctx, root, recipe, w))
+	}()
+	return r
 }
 
 // layerTree reads a layer's files, in the order of its archive.
