@@ -82,7 +82,7 @@ func absurdHeader(size int64, records map[string]string) []byte {
 // Without the program that it else uses, the store decompresses in crid itself.
 func TestAWindowWithoutHelpers(t *testing.T) {
 	t.Setenv("PATH", "")
-	drop(t, zstdWindow(), nil)
+	drop(t, zstdWindow(26), nil)
 }
 
 // A small layer can be large once it is unpacked: the disk is its bound. The pull fails with what is full, nothing of it
@@ -95,7 +95,9 @@ func TestBombs(t *testing.T) {
 		"160 MiB of zeros":              {bomb(t, 160), errdef.Exhausted},
 		"a hole of 4 EiB":               {gzipped(t, sparse()), errdef.Invalid},
 		"a size of 8 EiB":               {gzipped(t, absurdHeader(1<<63-1, nil)), nil},
-		"zstd with a window of 64 GiB":  {zstdWindow(), nil},
+		"zstd with a window of 64 GiB":  {zstdWindow(26), errdef.Invalid},
+		"zstd with a window of 256 MiB": {zstdWindow(18), errdef.Invalid},
+		"zstd with a window of 128 MiB": {zstdWindow(17), errdef.Invalid},
 		"xz with a dictionary of 4 GiB": {xzDictionary(t), errdef.Invalid},
 		"gzip that is cut off":          {bomb(t, 128)[:50<<10], nil},
 		"gzip that ends in it":          {append(gzipped(t, absurdHeader(1<<20, nil)), "trailer"...), nil},
@@ -153,9 +155,9 @@ func unpacked(raw []byte) digest.Digest {
 	return hash.Digest()
 }
 
-// zstdWindow is a frame that says that its window is as large as can be.
-func zstdWindow() []byte {
-	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xd0} // no content size; exponent 26 of 31: 64 GiB
+// zstdWindow is a frame that says that its window has 2^(10+exponent) bytes.
+func zstdWindow(exponent byte) []byte {
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3} // no content size
 	raw := archiveOf("a", "x")
 	frame = append(frame, byte(len(raw)<<3|1), byte(len(raw)>>5), byte(len(raw)>>13)) // one last block, raw
 	return append(frame, raw...)

@@ -25,6 +25,7 @@ const (
 	maxNames     = 256 << 20 // bytes of all names, which are held in memory together
 	maxEntries   = 4 << 20   // files, each of which costs memory besides its name
 	maxHeaders   = 8 << 20   // bytes between one file and the next: extended headers are held in memory
+	maxWindow    = 128 << 20 // bytes that zstd may look back, as its command line has it; they are held in memory
 	maxHoles     = 16 << 30  // bytes of files with holes, which are read in full though the layer does not have them
 )
 

@@ -161,7 +161,7 @@ func decompress(blob *bufio.Reader) (io.ReadCloser, error) {
 	case archive.Gzip:
 		return gzip.NewReader(blob)
 	case archive.Zstd:
-		r, err := zstd.NewReader(blob, zstd.WithDecoderConcurrency(1))
+		r, err := zstd.NewReader(blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
