@@ -128,7 +128,7 @@ func (s *Images) join(ctx context.Context, key flightKey, names []reference.Name
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopped {
-		return nil, fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)
+		return nil, errStopping
 	}
 	before := p.flights[key]
 	if before != nil && before.waiters > 0 {
@@ -183,13 +183,27 @@ func (p *pulls) leave(f *flight) {
 	}
 }
 
+// enter lets in what stores images without a flight of its own; done must be called.
+func (p *pulls) enter() (done func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return nil, errStopping
+	}
+	p.work.Add(1)
+	return p.work.Done, nil
+}
+
+// errStopping is why nothing is stored any more.
+var errStopping = fmt.Errorf("crid is shutting down: %w", errdef.Unavailable)
+
 // stop ends all downloads and lets none start.
 func (p *pulls) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stopped = true
 	for _, f := range p.flights {
-		f.cancel(fmt.Errorf("crid is shutting down: %w", errdef.Unavailable))
+		f.cancel(errStopping)
 	}
 }
 

@@ -331,20 +331,25 @@ func (r *remoteImage) meters(ctx context.Context, d download) ([]*meter, error) 
 
 // instance is the image for this platform.
 func (r *remoteImage) instance(ctx context.Context, d download) (*image.UnparsedImage, error) {
-	data, kind, err := r.source().GetManifest(ctx, nil)
+	return instanceOf(ctx, r.source(), d.sys)
+}
+
+// instanceOf is the image for this platform.
+func instanceOf(ctx context.Context, src types.ImageSource, sys *types.SystemContext) (*image.UnparsedImage, error) {
+	data, kind, err := src.GetManifest(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	if !manifest.MIMETypeIsMultiImage(kind) {
-		return image.UnparsedInstance(r.source(), nil), nil
+		return image.UnparsedInstance(src, nil), nil
 	}
 	list, err := manifest.ListFromBlob(data, kind)
 	if err != nil {
 		return nil, fmt.Errorf("parse list of manifests: %w", err)
 	}
-	chosen, err := chooseInstance(list, d.sys)
+	chosen, err := chooseInstance(list, sys)
 	if err != nil {
 		return nil, err
 	}
-	return image.UnparsedInstance(r.source(), &chosen), nil
+	return image.UnparsedInstance(src, &chosen), nil
 }

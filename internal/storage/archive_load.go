@@ -1,0 +1,204 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/signature"
+	istorage "go.podman.io/image/v5/storage"
+	"go.podman.io/image/v5/types"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
+)
+
+// LoadRequest is an archive of images, and who is told of them.
+type LoadRequest struct {
+	Archive io.Reader // a tar: of docker save, of an OCI layout, or of a directory that containers/image wrote
+	Name    string    // for the one image of the archive; empty = the names that the archive gives
+	Loaded  func(img Image, existed bool) error
+}
+
+// Load stores the images of an archive and tells of each. The archive is kept on the store's disk until the end. What rules
+// pulls rules this, too: the signature policy, by the archive's transport, and the bounds of layers. Images before one
+// that fails stay.
+//
+// Errors: Invalid for what is no archive of images, or asks for too much, SignatureInvalid, Exhausted for a full disk.
+func (s *Images) Load(ctx context.Context, r LoadRequest) (err error) {
+	done, err := s.pulls.enter()
+	if err != nil {
+		return err
+	}
+	defer done()
+	var given []reference.Named
+	if r.Name != "" {
+		name, err := s.tagName(r.Name)
+		if err != nil {
+			return err
+		}
+		given = []reference.Named{name}
+	}
+	file, err := s.spool(ctx, r.Archive)
+	if err != nil {
+		return s.loadError(ctx, err)
+	}
+	defer func() { err = errors.Join(err, file.close()) }()
+	images, err := file.images()
+	if err != nil {
+		return s.loadError(ctx, err)
+	}
+	if len(images) > 1 && given != nil {
+		return fmt.Errorf("the archive holds %d images, which cannot have the one name %s: %w", len(images), r.Name, errdef.Invalid)
+	}
+	began := time.Now()
+	for _, img := range images {
+		if given != nil {
+			img.names = given
+		}
+		stored, existed, err := s.loadImage(ctx, img)
+		if err != nil {
+			err = s.loadError(ctx, fmt.Errorf("image %s: %w", img.title(), err))
+			if errors.Is(err, errdef.Exhausted) {
+				s.problems.set("layers of a failed load", s.dropOrphans(began.Before))
+			}
+			return err
+		}
+		if err := r.Loaded(stored, existed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadError says what became of a load.
+func (s *Images) loadError(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("load images: %w", context.Cause(ctx))
+	case isSignature(err):
+		return fmt.Errorf("%w: load images: %w", errdef.SignatureInvalid, err)
+	}
+	return fmt.Errorf("load images: %w", errdef.Told(err))
+}
+
+// title names an image that may have no name.
+func (a *archivedImage) title() string {
+	switch {
+	case len(a.names) > 0:
+		return a.names[0].String()
+	case a.listed != "":
+		return a.listed.String()
+	}
+	return "without a name"
+}
+
+// loadImage stores one image. A removal beside it may take away what was to be used again: then it is done once more.
+func (s *Images) loadImage(ctx context.Context, img *archivedImage) (stored Image, existed bool, err error) {
+	policy, err := loadPolicy(s.policyPath())
+	if err != nil {
+		return Image{}, false, err
+	}
+	defer func() { err = errors.Join(err, policy.Destroy()) }()
+	s.pulls.layers.RLock()
+	defer s.pulls.layers.RUnlock()
+	for left := tries - 1; ; left-- {
+		before := s.gates.removals()
+		stored, existed, err = s.storeArchived(ctx, img, policy)
+		if err == nil || left == 0 || ctx.Err() != nil || s.gates.removals() == before {
+			return stored, existed, err
+		}
+	}
+}
+
+func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *signature.PolicyContext) (_ Image, existed bool, err error) {
+	sys := s.systemContext(Auth{})
+	chosen, err := instanceOf(ctx, img, sys)
+	if err != nil {
+		return Image{}, false, err
+	}
+	if _, err := policy.IsRunningImageAllowed(ctx, chosen); err != nil {
+		return Image{}, false, err
+	}
+	described, err := image.FromUnparsedImage(ctx, sys, chosen)
+	if err != nil {
+		return Image{}, false, fmt.Errorf("%w: %w", err, errdef.Invalid)
+	}
+	id := described.ConfigInfo().Digest
+	if id.Validate() != nil {
+		return Image{}, false, fmt.Errorf("its configuration is named %q, which is no digest: %w", id, errdef.Invalid)
+	}
+	_, existed = s.index.Load().byID[id.Encoded()]
+	if !existed {
+		if err := s.copyArchived(ctx, img, described); err != nil {
+			return Image{}, false, err
+		}
+	}
+	if err := s.nameImage(id.Encoded(), img.allNames()...); err != nil {
+		return Image{}, false, err
+	}
+	if err := s.refresh(ctx); err != nil {
+		return Image{}, false, err
+	}
+	e, ok := s.index.Load().byID[id.Encoded()]
+	if !ok {
+		return Image{}, false, fmt.Errorf("it was removed while it was loaded, or is damaged (load it again): %w: %w", errors.Join(s.index.Load().damaged[id.Encoded()]), errdef.Unavailable)
+	}
+	return e.image, existed, nil
+}
+
+// allNames are those of the archive, and with the digest of the manifest, where the archive says it: a pod may ask for
+// either, as after a pull.
+func (a *archivedImage) allNames() []reference.Named {
+	var all []reference.Named
+	for _, name := range a.names {
+		if named, err := reference.WithDigest(reference.TrimNamed(name), a.listed); err == nil {
+			all = append(all, named)
+		}
+	}
+	return append(all, a.names...)
+}
+
+// copyArchived brings the image into the store without a name.
+func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image) (err error) {
+	id := described.ConfigInfo().Digest.Encoded()
+	bounds := boundedSource{img, new(atomic.Uint64), new(board)}
+	if err := s.mendLayers(ctx, bounds, described); err != nil {
+		return err
+	}
+	if s.index.Load().damaged[id] != nil {
+		if err := s.erase(ctx, id); err != nil { // its record may name other layers
+			return err
+		}
+	}
+	dst, err := istorage.Transport.NewStoreReference(bounded(s.store), nil, id)
+	if err != nil {
+		return fmt.Errorf("name image in the store: %w", err)
+	}
+	checked, err := acceptAll()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, checked.Destroy()) }()
+	sys := s.systemContext(Auth{})
+	_, err = copy.Image(ctx, checked, dst, boundedImage{img, bounds}, &copy.Options{SourceCtx: sys, DestinationCtx: sys, RemoveSignatures: true})
+	failpoint.Hit("storage/load/copied")
+	return err
+}
+
+// boundedImage is an image whose source has bounds.
+type boundedImage struct {
+	types.ImageReference
+	source types.ImageSource
+}
+
+// NewImageSource gives the source that has bounds.
+func (b boundedImage) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
+	return b.source, nil
+}
