@@ -88,3 +88,30 @@ var errDraining = status.Error(codes.Unavailable, "crid is stopping")
 
 // isUnimplemented tells a call that crid does not have.
 func isUnimplemented(err error) bool { return status.Code(err) == codes.Unimplemented }
+
+// Told is an error that a crid has answered with, as its client tells of it: without what gRPC puts around it, and of the kind that
+// its code stands for.
+func Told(err error) error {
+	if err == nil {
+		return nil
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	for _, k := range kinds {
+		if k.code == st.Code() {
+			return told{st.Message(), k.kind}
+		}
+	}
+	return errors.New(st.Message())
+}
+
+// told is an error of a kind whose text says it already.
+type told struct {
+	text string
+	kind error
+}
+
+func (e told) Error() string { return e.text }
+func (e told) Unwrap() error { return e.kind }

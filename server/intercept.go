@@ -80,7 +80,7 @@ func (g *gate) gravity(ctx context.Context, err error) slog.Level {
 
 // levelOf is info for what changes something, debug for what only reads.
 func levelOf(method string) slog.Level {
-	for _, verb := range []string{"Run", "Stop", "Remove", "Create", "Start", "Pull", "Reopen", "UpdateContainer", "UpdatePod"} {
+	for _, verb := range []string{"Run", "Stop", "Remove", "Create", "Start", "Pull", "Load", "Tag", "Prune", "Fsck", "Reopen", "UpdateContainer", "UpdatePod"} {
 		if rest, ok := strings.CutPrefix(method, verb); ok && rest != "timeConfig" {
 			return slog.LevelInfo
 		}
@@ -98,6 +98,9 @@ func identify(req, resp any) []slog.Attr {
 		}
 		if m, ok := message.(interface{ GetContainerId() string }); ok && m.GetContainerId() != "" {
 			attrs = append(attrs, slog.String("container", m.GetContainerId()))
+		}
+		if m, ok := message.(interface{ GetRef() string }); ok && m.GetRef() != "" {
+			attrs = append(attrs, slog.String("image", m.GetRef()))
 		}
 		if m, ok := message.(imageRequest); ok && m.GetImage() != nil {
 			attrs = append(attrs, slog.String("image", m.GetImage().GetImage()))

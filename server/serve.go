@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crid/crid/internal/admin"
 )
 
 const (
@@ -39,6 +41,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(options...)
 	runtime.RegisterRuntimeServiceServer(g, &runtimeService{Server: s})
 	runtime.RegisterImageServiceServer(g, &imageService{Server: s})
+	admin.RegisterAdminServer(g, newAdminService(s))
 
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }() // ends with GracefulStop or Stop below, by an error of l, or with the process

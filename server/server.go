@@ -61,6 +61,7 @@ type Deps struct {
 	Streams    Streams
 	Network    func() fact.Condition // never waits
 	Info       func() map[string]any // for Status verbose: what an operator may want to know, as JSON values
+	Admin      Admin                 // what crid's own commands ask for
 	Steps      step.Watch            // told of every call; nil = nobody
 	Calls      stats.Handler         // sees every call; nil = nobody
 	Log        *slog.Logger
@@ -80,6 +81,12 @@ type Server struct {
 	info       func() map[string]any
 	log        *slog.Logger
 	gate       gate
+	admin      Admin
+	end
+}
+
+// end is what there is to the end of a server.
+type end struct {
 	ending     chan struct{} // closed when streams must end
 	endStreams func()        // closes ending, once
 	grace      time.Duration // what running calls have at the end; stopGrace
@@ -101,8 +108,7 @@ func New(d Deps) *Server {
 		info:       d.Info,
 		log:        d.Log,
 		gate:       gate{log: d.Log, steps: d.Steps, calls: d.Calls},
-		ending:     ending,
-		endStreams: sync.OnceFunc(func() { close(ending) }),
-		grace:      stopGrace,
+		admin:      d.Admin,
+		end:        end{ending: ending, endStreams: sync.OnceFunc(func() { close(ending) }), grace: stopGrace},
 	}
 }

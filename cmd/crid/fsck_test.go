@@ -1,11 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"log/slog"
-	"net"
-	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,42 +13,10 @@ import (
 	"github.com/crid/crid/internal/fsck"
 )
 
-// serveAdmin answers on a socket as check does.
-func serveAdmin(t *testing.T, check func(context.Context, fsckRequest) (fsckReport, error)) string {
-	t.Helper()
-	socket := filepath.Join(t.TempDir(), "admin.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &http.Server{Handler: adminHandler(check)}
-	go serveDebug(s, l, func(err error) { t.Error(err) }) // ends by Close
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return socket
-}
-
-func TestAskAdmin(t *testing.T) {
-	socket := serveAdmin(t, func(_ context.Context, ask fsckRequest) (fsckReport, error) {
-		if ask.Contents {
-			return fsckReport{}, errors.New("the disk is on fire")
-		}
-		return fsckReport{By: "me", Repaired: ask.Repair, Findings: []fsck.Finding{{
-			Problem: fsck.Orphaned, Thing: fsck.Thing{Kind: fsck.Rootfs, Name: "/r/1", Of: fsck.Ref{Kind: fsck.Container, ID: "1"}},
-			Size: &fsck.Size{Bytes: 4096, Inodes: 2},
-		}}}, nil
-	})
-	got, err := askAdmin(t.Context(), socket, fsckRequest{Repair: true})
-	if err != nil || got.By != "me" || !got.Repaired || len(got.Findings) != 1 || got.Findings[0].Name != "/r/1" || got.Findings[0].Size.Inodes != 2 {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	if _, err := askAdmin(t.Context(), socket, fsckRequest{Contents: true}); err == nil || !strings.Contains(err.Error(), "on fire") || errors.Is(err, errdef.Unavailable) {
-		t.Errorf("a check that fails: %v", err)
-	}
-	if _, err := askAdmin(t.Context(), socket+"x", fsckRequest{}); !errors.Is(err, errdef.Unavailable) {
+func TestNobodyIsThereToBeAsked(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "crid.sock")
+	_, err := askFsck(t.Context(), socket, fsckRequest{})
+	if !errors.Is(err, errdef.Unavailable) || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "--socket") {
 		t.Errorf("nobody there: %v", err)
 	}
 }

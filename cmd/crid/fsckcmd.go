@@ -26,7 +26,7 @@ const (
 	exitNotChecked = 2
 )
 
-// answerWait is how long a crid that has the locks may take to serve the admin socket, or to let go of them.
+// answerWait is how long a crid that has the locks may take to serve its socket, or to let go of them.
 const answerWait = 15 * time.Second
 
 func fsckCommand(f *flags) *cobra.Command {
@@ -101,7 +101,7 @@ func runFsck(ctx context.Context, f *flags, output string, ask fsckRequest) (fsc
 		if !errors.As(err, &taken) {
 			return fsckReport{}, err
 		}
-		report, askErr := askAdmin(ctx, p.adminSocket(), ask)
+		report, askErr := askFsck(ctx, p.Socket, ask)
 		if !errors.Is(askErr, errdef.Unavailable) {
 			return report, askErr
 		}
@@ -168,12 +168,7 @@ func size(s *fsck.Size) string {
 	if s == nil {
 		return "-"
 	}
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	n, unit := float64(s.Bytes), 0
-	for ; n >= 1024 && unit < len(units)-1; unit++ {
-		n /= 1024
-	}
-	return fmt.Sprintf("%.4g %s in %d files", n, units[unit], s.Inodes)
+	return fmt.Sprintf("%s in %d files", bytesOf(s.Bytes), s.Inodes)
 }
 
 // owner names the object as an operator knows it.

@@ -66,7 +66,7 @@ func command() *cobra.Command {
 	pf.StringVar(&f.root, "root", "", "directory of what survives a reboot, instead of the configured one")
 	pf.StringVar(&f.runroot, "runroot", "", "directory of what a reboot may wipe, instead of the configured one")
 	pf.StringVar(&f.socket, "socket", "", "path of the CRI's socket, instead of the configured one")
-	root.AddCommand(configCommand(f), fsckCommand(f), versionCommand())
+	root.AddCommand(configCommand(f), fsckCommand(f), imageCommand(f), versionCommand())
 	return root
 }
 

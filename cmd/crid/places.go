@@ -19,7 +19,6 @@ func (p places) monitors() string           { return filepath.Join(p.Runroot, "m
 func (p places) exits() string              { return filepath.Join(p.Runroot, "exits") }
 func (p places) podFiles() string           { return filepath.Join(p.Runroot, "pods") }
 func (p places) pins() string               { return filepath.Join(p.Runroot, "ns") }
-func (p places) adminSocket() string        { return filepath.Join(p.Runroot, "admin.sock") }
 func (p places) pinner() *ns.Pinner         { return ns.New(p.Network.NetnsDir, p.pins()) }
 
 func (p places) rootfs(label string) storage.RootfsConfig {

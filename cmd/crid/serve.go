@@ -69,13 +69,12 @@ func run(ctx context.Context, cfg config.Config, told manager) (err error) {
 	if err != nil {
 		return errors.Join(err, l.Close(), r.close(ctx))
 	}
-	stopAdmin := startAdmin(ctx, r)
 	stopMetrics := r.startMetrics(ctx, s.Active)
 	go r.collect(ctx)                          // ends with ctx, at the latest
 	go r.survey.monitors.WatchLogs(ctx, r.log) // ends with ctx, or hangs with a log's filesystem
 	stopWatch, err := r.watch(ctx, told)
 	if err != nil {
-		return errors.Join(err, l.Close(), stopDebug(), stopAdmin(), stopMetrics(), r.close(ctx))
+		return errors.Join(err, l.Close(), stopDebug(), stopMetrics(), r.close(ctx))
 	}
 	log.Info("crid serves", "version", versionString(), "socket", cfg.Socket, "pods", len(r.pods.List()), "containers", len(r.containers.List()))
 	context.AfterFunc(ctx, func() {
@@ -86,7 +85,7 @@ func run(ctx context.Context, cfg config.Config, told manager) (err error) {
 	log.Info("crid ends; containers stay", "containers", len(r.containers.List()))
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
 	defer cancel()
-	return errors.Join(err, stopWatch(), stopDebug(), stopAdmin(), stopMetrics(), r.close(end))
+	return errors.Join(err, stopWatch(), stopDebug(), stopMetrics(), r.close(end))
 }
 
 // startDebug serves the debug socket, if there is to be one, until the function it returns is called.

@@ -41,9 +41,12 @@ func newServer(r *rooms, streams *stream.Server) (*server.Server, error) {
 		Stats:      r.openStats(),
 		Network:    r.network.Condition,
 		Info:       func() map[string]any { return r.info(inForce) },
-		Steps:      r.steps(),
-		Calls:      r.calls(),
-		Log:        r.log,
+		Admin: server.Admin{Library: r.images, Fsck: func(ctx context.Context, repair, contents bool) (any, error) {
+			return r.fsck(ctx, fsckRequest{Repair: repair, Contents: contents})
+		}},
+		Steps: r.steps(),
+		Calls: r.calls(),
+		Log:   r.log,
 	}), nil
 }
 

@@ -77,6 +77,7 @@ const (
 // unpointed are functions in which side effects may follow each other without a fail point, by "file:name" or
 // "file:Type.name" relative to the module's root, and why. For those who call them they do nothing.
 var unpointed = map[string]string{
+	"cmd/crid/image_archive.go:client.saveFile":         "a command's own file, which its user sees; crid has no part in it",
 	"cmd/crid/mounts.go:dropPrivate":                    atTheEnd,
 	"internal/cgroup/kill.go:Tree.strike":               "signals, and cgroup.kill, which is one",
 	"internal/cgroup/kill.go:killAll":                   again + ": it is for what is to die",

@@ -17,9 +17,8 @@ var parserCall = regexp.MustCompile(`^(json|toml|protojson)\.(Unmarshal|NewDecod
 // fuzzed says of each parser which target feeds it: one of its own package, or of the directory that is named before it. A
 // reason, which begins with a dash, excuses one.
 var fuzzed = map[string]string{
-	"cmd/crid.adminHandler":               "FuzzAdmin",
 	"cmd/crid.asJSON":                     "- crid's own configuration, in another form",
-	"cmd/crid.askAdmin":                   "- what crid says to itself",
+	"cmd/crid.askFsck":                    "- what crid says to itself",
 	"cmd/crid.describe":                   "- a bundle that crid has written",
 	"cmd/crid.findManager":                "- a number of systemd's",
 	"cmd/crid.gone":                       "- the number in crid's own lock",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +22,74 @@ var imageScenarios = []scenario{
 	{name: "PullImage/artifact", set: pullArtifact},
 	{name: "PullImage from where its registry's description says", set: pullDescribed, cases: of("storage/hosts/", "storage/auth/")},
 	{name: "RemoveImage", set: removeImage},
+	{name: "LoadImages", set: load},
+	{name: "Untag", set: untag, cases: of("storage/untag/")},
+}
+
+// loaded is the name of the image that is loaded.
+const loaded = "example.com/loaded:1"
+
+// byHand runs `crid image`.
+func byHand(c *harness.Crid, args ...string) error {
+	out, err := exec.CommandContext(c.Context(), harness.Binary("crid"), append([]string{"--socket", c.Socket, "image"}, args...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+func load(t *testing.T, c *harness.Crid) act {
+	c.Pull(images.Busybox)
+	forget(t, c, images.Volume)
+	if err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: loaded}); err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "volume.tar")
+	if err := images.Save(c.Context(), harness.Ref(images.Volume), loaded, archive); err != nil {
+		t.Fatal(err)
+	}
+	return act{
+		call: func() error { return byHand(c, "load", archive) },
+		between: func() {
+			left, err := os.ReadDir(filepath.Join(c.Root(), "storage/crid-scratch"))
+			if err != nil || len(left) > 0 {
+				t.Errorf("of an archive there is left %v, %v", left, err)
+			}
+		},
+		after: func() {
+			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = loaded }); got != "seed\n" {
+				t.Errorf("a container of the loaded image said %q", got)
+			}
+		},
+	}
+}
+
+func untag(t *testing.T, c *harness.Crid) act {
+	id := c.Pull(images.Busybox)
+	if err := byHand(c, "tag", id, "example.com/untagged:1"); err != nil {
+		t.Fatal(err)
+	}
+	status := func(ref string) *runtime.Image {
+		s, err := c.Images.ImageStatus(c.Context(), &runtime.ImageSpec{Image: ref}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Image
+	}
+	return act{
+		call: func() error {
+			err := byHand(c, "rm", "example.com/untagged:1")
+			if err != nil && strings.Contains(err.Error(), "not found") {
+				return nil // it was done before the crash
+			}
+			return err
+		},
+		after: func() {
+			if status("example.com/untagged:1") != nil || status(id) == nil {
+				t.Errorf("the name means %v, the id %v", status("example.com/untagged:1"), status(id))
+			}
+		},
+	}
 }
 
 func pull(t *testing.T, c *harness.Crid) act {
