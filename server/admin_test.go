@@ -256,8 +256,8 @@ func TestImagesByHand(t *testing.T) {
 func TestAPullByHandTellsNobodyItsSecrets(t *testing.T) {
 	h, c := withAdmin(t)
 	answers, err := all(t, must(t, c.PullImage, &admin.PullImageRequest{Ref: "a:1", Auth: &admin.Auth{Username: "u", Password: "hunter2"}}), nil)
-	if err != nil || answers[len(answers)-1].GetImage().GetId() != "1d" || h.images.auth != (storage.Auth{Username: "u", Password: "hunter2"}) {
-		t.Errorf("pull: %v, %v, with %v", answers, err, h.images.auth)
+	if err != nil || answers[len(answers)-1].GetImage().GetId() != "1d" || h.images.pulled.Auth != (storage.Auth{Username: "u", Password: "hunter2"}) {
+		t.Errorf("pull: %v, %v, with %v", answers, err, h.images.pulled.Auth)
 	}
 	if log := h.log.String(); !strings.Contains(log, "PullImage") || strings.Contains(log, "hunter2") {
 		t.Errorf("the log says\n%s", log)
