@@ -33,6 +33,7 @@ func (p places) images() storage.ImagesConfig {
 	return storage.ImagesConfig{
 		Root:    p.Root,
 		Store:   p.Images.Storage,
+		Shelves: p.Images.AdditionalStores,
 		RunRoot: p.Runroot,
 		Sources: storage.Sources(p.Images.Sources),
 		Trust:   storage.Trust(p.Images.Trust),

@@ -80,12 +80,12 @@ var fuzzed = map[string]string{
 	"internal/storage.inspect":            "FuzzBounds",
 	"internal/storage.listMembers":        "FuzzArchive",
 	"internal/storage.markOpen":           "- crid's own mark: one that cannot be read means the same as an old one",
+	"internal/storage.parseList":          "FuzzLists",
 	"internal/storage.parseConfig":        "FuzzConfig",
 	"internal/storage.parseHosts":         "FuzzHosts",
 	"internal/storage.parseOutline":       "FuzzManifest",
 	"internal/storage.readPlace":          "- crid's own record: one that cannot be read is written anew",
 	"internal/storage.run":                "FuzzSplit",
-	"internal/storage.wellFormed":         "FuzzLists",
 	"internal/stream.readSizes":           "FuzzSizes",
 	"internal/stream.take":                "FuzzPairs",
 }

@@ -115,6 +115,7 @@ func (k *checker) paths(c Config) {
 		k.socket("debug_socket", c.DebugSocket)
 	}
 	k.absoluteOrEmpty("images.storage", c.Images.Storage)
+	k.allAbsolute("images.additional_image_stores", c.Images.AdditionalStores)
 	k.sources(c.Images)
 	k.program("conmon", c.Conmon)
 	if filepath.Clean(c.Root) == filepath.Clean(c.Runroot) {

@@ -64,7 +64,8 @@ type Network struct {
 
 // Images says where images are kept and what governs a pull.
 type Images struct {
-	Storage string `toml:"storage"`
+	Storage          string   `toml:"storage"`
+	AdditionalStores []string `toml:"additional_image_stores"`
 	Sources
 	Trust
 	Pinned       []string `toml:"pinned"`
@@ -127,10 +128,11 @@ func Default() Config {
 			GCPeriod: "10m",
 		},
 		Images: Images{
-			Sources:      Sources{CertsD: []string{"/etc/containerd/certs.d"}, NamespacedAuthDir: "/etc/crid/auth"},
-			Trust:        Trust{PolicyDir: "/etc/crid/policies", RegistriesD: "/etc/containers/registries.d", DecryptionKeys: "/etc/crid/keys"},
-			Pinned:       []string{},
-			ImageVolumes: "bind",
+			AdditionalStores: []string{},
+			Sources:          Sources{CertsD: []string{"/etc/containerd/certs.d"}, NamespacedAuthDir: "/etc/crid/auth"},
+			Trust:            Trust{PolicyDir: "/etc/crid/policies", RegistriesD: "/etc/containers/registries.d", DecryptionKeys: "/etc/crid/keys"},
+			Pinned:           []string{},
+			ImageVolumes:     "bind",
 		},
 		Streaming: Streaming{Address: "127.0.0.1", IdleTimeout: "4h"},
 		Runtimes: map[string]Runtime{

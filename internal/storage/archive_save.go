@@ -81,9 +81,12 @@ func (s *Images) Save(ctx context.Context, r SaveRequest, out io.Writer) error {
 func (s *Images) toSave(refs []string) ([]saved, error) {
 	var all []saved
 	for _, ref := range refs {
-		e, err := s.lookup(ref)
+		e, err := s.lookupOwn(ref)
 		if err != nil {
 			return nil, err
+		}
+		if kind := e.image.ArtifactType; kind != "" {
+			return nil, fmt.Errorf("image %s is an artifact (%s): only images can be saved: %w", ref, kind, errdef.Unsupported)
 		}
 		name, err := s.nameAmong(ref, e.image.RepoTags)
 		if err != nil {

@@ -18,8 +18,9 @@ import (
 // outline is what crid keeps in mind of a manifest.
 type outline struct {
 	Config struct {
-		MediaType string `json:"mediaType"`
-		Size      int64  `json:"size"`
+		MediaType string        `json:"mediaType"`
+		Digest    digest.Digest `json:"digest"`
+		Size      int64         `json:"size"`
 	} `json:"config"`
 	ArtifactType string            `json:"artifactType"`
 	Annotations  map[string]string `json:"annotations"`

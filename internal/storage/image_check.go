@@ -71,7 +71,7 @@ func (s *Images) Check(ctx context.Context, contents bool) ([]Fault, error) {
 		return nil, fmt.Errorf("read image store: %w", err)
 	}
 	s.catalog.mu.Lock()
-	index, err := s.readIndex(ctx, stored)
+	index, err := s.readIndex(stored)
 	s.catalog.mu.Unlock()
 	if err != nil {
 		return nil, err

@@ -15,7 +15,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/manifest"
-	istorage "go.podman.io/image/v5/storage"
 	cstorage "go.podman.io/storage"
 	"golang.org/x/sys/unix"
 
@@ -32,10 +31,11 @@ type facts struct {
 	size    uint64
 	lower   []string // directories of its layers, topmost first
 	foreign string   // why they are no plain directories; empty when they are
+	shelf   string   // the additional store that all this was read from; empty = crid's own
 }
 
-func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[string]*cstorage.Layer) (facts, error) {
-	f, err := s.readData(ctx, img)
+func (s *Images) readFacts(from library, img *cstorage.Image, layers map[string]*cstorage.Layer) (facts, error) {
+	f, err := readData(from, img)
 	if err != nil {
 		return facts{}, err
 	}
@@ -44,8 +44,11 @@ func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[
 		if !ok {
 			return facts{}, fmt.Errorf("layer %s is missing: %w", id, errDamaged)
 		}
-		dir := s.layerDir(id)
+		dir := from.layerDir(id)
 		why, err := inspectLayer(dir)
+		if err == nil && len(f.lower) == maxLayers {
+			err = fmt.Errorf("more than %d layers: %w", maxLayers, errDamaged) // or a ring of them
+		}
 		if err != nil {
 			return facts{}, err
 		}
@@ -60,17 +63,20 @@ func (s *Images) readFacts(ctx context.Context, img *cstorage.Image, layers map[
 }
 
 // readData reads the image's manifest and configuration.
-func (s *Images) readData(ctx context.Context, img *cstorage.Image) (f facts, err error) {
-	if f.outline, err = s.checkManifests(img); err != nil {
+func readData(from library, img *cstorage.Image) (f facts, err error) {
+	if f.outline, err = checkManifests(from, img); err != nil {
 		return facts{}, err
 	}
 	if f.outline.isArtifact() {
 		f.size = uint64(max(f.outline.Config.Size, 1))
 		return f, nil
 	}
-	f.config, f.size, err = s.readConfig(ctx, img)
+	f.config, f.size, err = readConfig(from, img, f.outline.Config.Digest)
 	return f, err
 }
+
+// data reads a piece of data that crid's own store has of an image.
+func (s *Images) data(imageID, key string) ([]byte, error) { return s.store.ImageBigData(imageID, key) }
 
 // layerDir is where the store has a layer's files.
 func (s *Images) layerDir(id string) string { return filepath.Join(s.root, "overlay", id, "diff") }
@@ -82,12 +88,12 @@ func (s *Images) recipePath(id string) string {
 
 // checkManifests compares the image's manifests with their digests: other tools need them, and a pull of an image that
 // is stored does not fetch them again. It answers what the one for this platform says.
-func (s *Images) checkManifests(img *cstorage.Image) (m outline, err error) {
+func checkManifests(from library, img *cstorage.Image) (m outline, err error) {
 	for _, key := range img.BigDataNames {
 		if !strings.HasPrefix(key, cstorage.ImageDigestManifestBigDataNamePrefix) {
 			continue
 		}
-		data, err := s.store.ImageBigData(img.ID, key)
+		data, err := from.data(img.ID, key)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return outline{}, fmt.Errorf("read %s: %w", key, err)
 		}
@@ -101,13 +107,17 @@ func (s *Images) checkManifests(img *cstorage.Image) (m outline, err error) {
 	return m, nil
 }
 
-// readConfig returns the image's configuration and its size in bytes.
-func (s *Images) readConfig(ctx context.Context, img *cstorage.Image) (imgspec.ImageConfig, uint64, error) {
+// readConfig returns the image's configuration and its size in bytes. Its id is the configuration's digest, unless another
+// tool has named the image: then the manifest says which it is.
+func readConfig(from library, img *cstorage.Image, named digest.Digest) (imgspec.ImageConfig, uint64, error) {
 	key := digest.NewDigestFromEncoded(digest.SHA256, img.ID)
 	if !slices.Contains(img.BigDataNames, key.String()) {
-		return s.convertConfig(ctx, img)
+		key = named
 	}
-	data, err := s.store.ImageBigData(img.ID, key.String())
+	if key == "" {
+		return imgspec.ImageConfig{}, 0, fmt.Errorf("it has no configuration, as those of Docker's schema 1 have none: %w", errDamaged)
+	}
+	data, err := from.data(img.ID, key.String())
 	if errors.Is(err, fs.ErrNotExist) {
 		return imgspec.ImageConfig{}, 0, fmt.Errorf("its configuration is missing: %w", errDamaged)
 	}
@@ -128,25 +138,6 @@ func parseConfig(data []byte, key digest.Digest) (imgspec.ImageConfig, error) {
 		return imgspec.ImageConfig{}, fmt.Errorf("parse configuration: %w", err)
 	}
 	return image.Config, nil
-}
-
-// convertConfig reads the configuration of an image whose id is not its digest: Docker's schema 1, or an image
-// that another tool named.
-func (s *Images) convertConfig(ctx context.Context, img *cstorage.Image) (_ imgspec.ImageConfig, _ uint64, err error) {
-	ref, err := istorage.Transport.NewStoreReference(s.store, nil, img.ID)
-	if err != nil {
-		return imgspec.ImageConfig{}, 0, fmt.Errorf("read configuration: %w", err)
-	}
-	image, err := ref.NewImage(ctx, s.systemContext(Auth{}))
-	if err != nil {
-		return imgspec.ImageConfig{}, 0, fmt.Errorf("read configuration: %w", err)
-	}
-	defer func() { err = errors.Join(err, image.Close()) }()
-	config, err := image.OCIConfig(ctx)
-	if err != nil {
-		return imgspec.ImageConfig{}, 0, fmt.Errorf("read configuration: %w", err)
-	}
-	return config.Config, uint64(max(image.ConfigInfo().Size, 1)), nil
 }
 
 // checkLayer tells whether the layer at dir is there, without looking into it. Beside it lies the short name by which

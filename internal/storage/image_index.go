@@ -16,6 +16,7 @@ import (
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
 	"github.com/fsnotify/fsnotify"
+	"go.podman.io/image/v5/docker/reference"
 	cstorage "go.podman.io/storage"
 )
 
@@ -34,9 +35,10 @@ type entry struct {
 
 // catalog is what makes the index.
 type catalog struct {
-	mu    sync.Mutex       // one writer of Images.index at a time; held while the store is read
-	known map[string]facts // of the images in the index
-	seen  fileMark         // of the store's list of images, before it was last read
+	mu      sync.Mutex       // one writer of Images.index at a time; held while the store is read
+	known   map[string]facts // of the images in the index, by their shelf and id
+	seen    fileMark         // of the store's list of images, before it was last read
+	shelves []*shelf         // in the order of the configuration
 }
 
 // fileMark tells two versions of a file apart that is replaced by rename.
@@ -75,13 +77,13 @@ func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
 	if err != nil {
 		return fmt.Errorf("read image store: %w", err)
 	}
-	next, err := s.readIndex(ctx, stored)
+	next, err := s.readIndex(stored)
 	if err != nil {
 		return err
 	}
 	known := make(map[string]facts, len(next.byID))
 	for id, e := range next.byID {
-		known[id] = e.facts
+		known[e.shelf+id] = e.facts
 	}
 	s.catalog.known, s.catalog.seen = known, mark
 	s.reportDamage(s.index.Swap(next), next)
@@ -89,7 +91,7 @@ func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
 	return nil
 }
 
-func (s *Images) readIndex(ctx context.Context, stored []cstorage.Image) (*index, error) {
+func (s *Images) readIndex(stored []cstorage.Image) (*index, error) {
 	next := &index{byID: make(map[string]*entry, len(stored)), byName: make(map[string]string), damaged: make(map[string]error)}
 	var layers map[string]*cstorage.Layer // read at the first image that is new
 	pinned := s.pins()
@@ -104,7 +106,7 @@ func (s *Images) readIndex(ctx context.Context, stored []cstorage.Image) (*index
 					return nil, err
 				}
 			}
-			if f, err = s.readFacts(ctx, img, layers); err != nil {
+			if f, err = s.readFacts(s, img, layers); err != nil {
 				next.damaged[img.ID] = err
 				continue
 			}
@@ -112,6 +114,7 @@ func (s *Images) readIndex(ctx context.Context, stored []cstorage.Image) (*index
 		next.add(img, f, pinned)
 	}
 	next.addAliases(stored)
+	s.addShelves(next, pinned)
 	return next, nil
 }
 
@@ -120,26 +123,61 @@ func (s *Images) layerMap() (map[string]*cstorage.Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read layers of the image store: %w", err)
 	}
+	return layersByID(all), nil
+}
+
+func layersByID(all []cstorage.Layer) map[string]*cstorage.Layer {
 	layers := make(map[string]*cstorage.Layer, len(all))
 	for i := range all {
 		layers[all[i].ID] = &all[i]
 	}
-	return layers, nil
+	return layers
 }
 
 func (x *index) add(img *cstorage.Image, f facts, pinned pins) {
 	tags, digests := references(img)
-	e := &entry{facts: f, image: Image{
-		ID: img.ID, RepoTags: tags, RepoDigests: digests,
-		Size: f.size, Config: f.config, Labels: f.config.Labels,
-		Annotations: f.outline.Annotations, ArtifactType: f.outline.artifactKind(),
-	}}
+	e := f.entry(img.ID, tags, digests)
 	e.image.Pinned = pinned.have(&e.image)
 	x.byID[img.ID] = e
 	x.images = append(x.images, e.image)
 	for _, name := range slices.Concat(tags, digests) {
 		x.byName[name] = img.ID
 	}
+}
+
+func (f facts) entry(id string, tags, digests []string) *entry {
+	return &entry{facts: f, image: Image{
+		ID: id, RepoTags: tags, RepoDigests: digests,
+		Size: f.size, Config: f.config, Labels: f.config.Labels,
+		Annotations: f.outline.Annotations, ArtifactType: f.outline.artifactKind(), Store: f.shelf,
+	}}
+}
+
+// addShelved adds an image of a shelf, or its names to the same image that is there already. Names that are taken stay
+// with whom they are. What is on a shelf counts as pinned: nobody can remove it.
+func (x *index) addShelved(img *cstorage.Image, f facts, pinned pins) {
+	tags, digests := references(img)
+	free := func(name string) bool { return x.byName[name] == "" || x.byName[name] == img.ID }
+	tags, digests = slices.DeleteFunc(tags, not(free)), slices.DeleteFunc(digests, not(free))
+	at, there := slices.BinarySearchFunc(x.images, img.ID, func(i Image, id string) int { return strings.Compare(i.ID, id) })
+	e := f.entry(img.ID, tags, digests)
+	e.image.Pinned = true
+	if there {
+		before := x.byID[img.ID]
+		e = before.facts.entry(img.ID, sortedSet(slices.Concat(before.image.RepoTags, tags)), sortedSet(slices.Concat(before.image.RepoDigests, digests)))
+		e.image.Pinned = e.shelf != "" || pinned.have(&e.image)
+		x.images[at] = e.image
+	} else {
+		x.images = slices.Insert(x.images, at, e.image)
+	}
+	x.byID[img.ID] = e
+	for _, name := range slices.Concat(tags, digests) {
+		x.byName[name] = img.ID
+	}
+}
+
+func not(holds func(string) bool) func(string) bool {
+	return func(s string) bool { return !holds(s) }
 }
 
 // addAliases lets an image also be found by the digests of its other manifests: a pod may name the manifest of
@@ -159,6 +197,16 @@ func (x *index) addAliases(stored []cstorage.Image) {
 			}
 		}
 	}
+}
+
+// stored is the id of the image that was pulled so before; empty when there is none, or it lies on a shelf and lacks
+// the other name, which cannot be added there.
+func (x *index) stored(pulled, name reference.Named) string {
+	id := x.byName[pulled.String()]
+	if e := x.byID[id]; e != nil && e.shelf != "" && x.byName[name.String()] != id {
+		return ""
+	}
+	return id
 }
 
 // byPrefix finds the image whose id begins with prefix.
@@ -224,6 +272,9 @@ func (s *Images) openWatch() (*fsnotify.Watcher, error) {
 	if err := w.Add(s.listDir()); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch image store: %w", err), w.Close())
 	}
+	for _, f := range s.catalog.shelves {
+		_ = w.Add(filepath.Dir(f.listPath())) // one that is not there, or cannot be watched, is looked at now and then
+	}
 	return w, nil
 }
 
@@ -234,7 +285,7 @@ func (s *Images) watch(ctx context.Context, w *fsnotify.Watcher) {
 			s.problems.set("watch", w.Close())
 			return
 		case e := <-w.Events:
-			if filepath.Base(e.Name) == "images.json" {
+			if filepath.Base(e.Name) == "images.json" || filepath.Dir(e.Name) != s.listDir() {
 				s.problems.set("index", s.refreshIfChanged(ctx))
 			}
 		case <-w.Errors: // events were lost
@@ -247,7 +298,8 @@ func (s *Images) refreshIfChanged(ctx context.Context) error {
 	s.catalog.mu.Lock()
 	defer s.catalog.mu.Unlock()
 	mark := markOf(filepath.Join(s.listDir(), "images.json"))
-	if mark == s.catalog.seen {
+	moved := slices.ContainsFunc(s.catalog.shelves, (*shelf).moved)
+	if mark == s.catalog.seen && !moved {
 		return nil
 	}
 	return s.refreshLocked(ctx, mark)

@@ -30,7 +30,7 @@ func (s *Images) tagName(text string) (reference.Named, error) {
 
 // Tag gives the image that ref means more names. An image that had one of them loses it at the same moment.
 func (s *Images) Tag(ctx context.Context, ref string, names []string) (Image, error) {
-	e, err := s.lookup(ref)
+	e, err := s.lookupOwn(ref)
 	if err != nil {
 		return Image{}, err
 	}
@@ -70,7 +70,7 @@ type Removal struct {
 // one that is pinned, goes only with force. NotFound when there is none; WrongState, and nothing changed, when containers
 // use it, with force or without.
 func (s *Images) Drop(ctx context.Context, ref string, force bool) (Removal, error) {
-	e, err := s.lookup(ref)
+	e, err := s.lookupOwn(ref)
 	if err != nil {
 		return Removal{}, err
 	}

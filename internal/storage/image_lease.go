@@ -114,12 +114,13 @@ func (s *Images) loadLeases() error {
 	return nil
 }
 
-// collect drops what nobody wants any more, now and then: idle leases, and layers that a pull left behind.
+// collect drops what nobody wants any more, now and then: idle leases, and layers that a pull left behind. It looks, too,
+// whether the disk of a shelf has come or gone, of which nothing tells.
 func (s *Images) collect(ctx context.Context) {
 	tick := time.NewTicker(max(s.leases.idle/4, time.Millisecond))
 	defer tick.Stop()
 	for {
-		s.problems.set("collector", errors.Join(s.dropIdleLeases(ctx), s.dropOrphans(s.isOld)))
+		s.problems.set("collector", errors.Join(s.dropIdleLeases(ctx), s.dropOrphans(s.isOld), s.refreshIfChanged(ctx)))
 		select {
 		case <-ctx.Done():
 			return

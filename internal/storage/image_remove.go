@@ -131,10 +131,10 @@ func (g *gates) leave(id string) {
 }
 
 // Remove removes the image that ref means, with all its tags and digests. An image that is not stored is fine.
-// WrongState, and nothing changed, when containers use it: the error names them. While a container is being made
+// WrongState, and nothing changed, when containers use it, whom the error names, or when it lies on a shelf. While a container is being made
 // from the image it waits, as long as ctx allows.
 func (s *Images) Remove(ctx context.Context, ref string) error {
-	e, err := s.lookup(ref)
+	e, err := s.lookupOwn(ref)
 	if errors.Is(err, errdef.NotFound) {
 		return nil
 	}

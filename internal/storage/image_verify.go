@@ -55,7 +55,7 @@ func (s *Images) toVerify(refs []string) ([]string, error) {
 		return sortedSet(ids), nil
 	}
 	for _, ref := range refs {
-		e, err := s.lookup(ref)
+		e, err := s.lookupOwn(ref)
 		if err == nil {
 			ids = append(ids, e.image.ID)
 			continue
@@ -102,14 +102,8 @@ func (s *Images) verifyImage(ctx context.Context, id string, known map[string]la
 	}
 	v := Verification{Image: Image{ID: id}}
 	v.Image.RepoTags, v.Image.RepoDigests = references(img)
-	manifest, err := s.checkManifests(img)
-	if err != nil {
+	if _, err := readData(s, img); err != nil {
 		v.Faults = append(v.Faults, err.Error())
-	}
-	if !manifest.isArtifact() { // which has no configuration of an image
-		if _, _, err := s.readConfig(ctx, img); err != nil {
-			v.Faults = append(v.Faults, err.Error())
-		}
 	}
 	layers, err := s.layersOf(id)
 	if errors.Is(err, errdef.Unavailable) {
@@ -151,38 +145,4 @@ func (s *Images) judge(ctx context.Context, l *cstorage.Layer) (layerVerdict, er
 		return layerVerdict{fault: err.Error()}, nil
 	}
 	return layerVerdict{}, err
-}
-
-// Details is all that the store knows of an image.
-type Details struct {
-	Image  Image
-	Config []byte // as its builder wrote it, JSON
-	Layers []LayerDetails
-}
-
-// LayerDetails is one layer of an image.
-type LayerDetails struct {
-	DiffID string
-	Size   uint64 // bytes, uncompressed
-}
-
-// Inspect tells all of one image.
-func (s *Images) Inspect(ctx context.Context, ref string) (Details, error) {
-	e, err := s.lookup(ref)
-	if err != nil {
-		return Details{}, err
-	}
-	d := Details{Image: e.image}
-	d.Config, err = s.configOf(e.image.ID)
-	if err != nil && !errors.Is(err, errdef.Unsupported) {
-		return Details{}, fmt.Errorf("image %s: %w", e.image.ID, err)
-	}
-	layers, err := s.layersOf(e.image.ID)
-	if err != nil {
-		return Details{}, fmt.Errorf("image %s: %w", e.image.ID, err)
-	}
-	for _, l := range layers {
-		d.Layers = append(d.Layers, LayerDetails{DiffID: l.UncompressedDigest.String(), Size: uint64(max(l.UncompressedSize, 0))})
-	}
-	return d, nil
 }

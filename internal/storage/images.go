@@ -27,9 +27,10 @@ const (
 
 // ImagesConfig says where images are kept and which files of the host rule pulls.
 type ImagesConfig struct {
-	Root    string // crid's root
-	Store   string // the store; empty = Root/storage
-	RunRoot string // crid's runroot; the store's volatile half is RunRoot/storage
+	Root    string   // crid's root
+	Store   string   // the store; empty = Root/storage
+	Shelves []string // further stores, whose images are used and never changed
+	RunRoot string   // crid's runroot; the store's volatile half is RunRoot/storage
 	Sources
 	Trust
 	Pinned []string   // names of images that the kubelet must not collect, as a pull reads them; * = any characters
@@ -126,6 +127,9 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 	s.leases.idle = idle
 	s.pulls.init(cfg.Pulls)
 	s.initDisk()
+	for _, dir := range cfg.Shelves {
+		s.catalog.shelves = append(s.catalog.shelves, &shelf{root: dir})
+	}
 	s.disk.spares = spares(root, filepath.Join(cfg.RunRoot, "storage"))
 	ctx, stop := context.WithCancel(context.Background()) // the store's own life, no request's
 	s.life.opened, s.life.stop = time.Now(), stop
@@ -270,7 +274,9 @@ func (s *Images) Layers(ctx context.Context, imageID string) ([]string, error) {
 	if err := s.checkUsable(ctx, e); err != nil {
 		return nil, err
 	}
-	s.takeLease(imageID)
+	if e.shelf == "" { // who else uses a shelf is nobody's to say
+		s.takeLease(imageID)
+	}
 	return slices.Clone(e.lower), nil
 }
 

@@ -114,7 +114,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 		return Image{}, err
 	}
 	d.board.show(meters)
-	id := s.index.Load().byName[pulled.String()]
+	id := s.index.Load().stored(pulled, d.name)
 	switch {
 	case id != "":
 	case artifact != nil:

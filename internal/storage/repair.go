@@ -111,7 +111,7 @@ type listFile struct {
 }
 
 func listFiles() []listFile {
-	layer := func(l cstorage.Layer) error { return checkIDs(l.ID, l.Parent) }
+	layer := checkListedLayer
 	container := func(c cstorage.Container) error { return checkIDs(c.ID, c.LayerID, c.ImageID) }
 	return []listFile{
 		{"overlay-layers/layers.json", wellFormed(layer)},
@@ -124,18 +124,25 @@ func listFiles() []listFile {
 
 func wellFormed[T any](check func(T) error) func([]byte) error {
 	return func(raw []byte) error {
-		var all []T
-		if err := json.Unmarshal(raw, &all); err != nil {
-			return err
-		}
-		for i, object := range all {
-			if err := check(object); err != nil {
-				return fmt.Errorf("entry %d: %w", i, err)
-			}
-		}
-		return nil
+		_, err := parseList(raw, check)
+		return err
 	}
 }
+
+func parseList[T any](raw []byte, check func(T) error) ([]T, error) {
+	var all []T
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, err
+	}
+	for i, object := range all {
+		if err := check(object); err != nil {
+			return nil, fmt.Errorf("entry %d: %w", i, err)
+		}
+	}
+	return all, nil
+}
+
+func checkListedLayer(l cstorage.Layer) error { return checkIDs(l.ID, l.Parent) }
 
 // checkIDs looks at an object's own id and those that it names: the store has directories of these names, and deletes
 // those of layers that are marked as incomplete when it is opened.

@@ -20,6 +20,7 @@ type Image struct {
 	Annotations map[string]string // of its manifest for this platform
 
 	ArtifactType string // what it is instead of an image that can be run; empty = an image
+	Store        string // the additional store that it lies in, where nobody removes it; empty = crid's own
 }
 
 // Auth is the credentials of one pull. Never logged, never stored.

@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -73,5 +76,37 @@ func moveMount(t *testing.T, from, to string) {
 	}
 	if err := unix.Unmount(from, 0); err != nil {
 		t.Fatal("unmount:", err)
+	}
+}
+
+// TestImagesOfAnAdditionalStore are run, mapped and mounted as they lie there, and pulled from nowhere.
+func TestImagesOfAnAdditionalStore(t *testing.T) {
+	store := filepath.Join(t.TempDir(), "store")
+	c := harness.Start(t, func(o *node.Options) { o.Config = "[images]\nadditional_image_stores = [\"" + store + "\"]\n" })
+	busybox, files := c.Pull(images.Busybox), c.Pull(images.Files)
+	if err := c.Node.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(c.Root(), "storage"), store); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Node.Again(c.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := c.Images.ListImages(c.Context(), nil); err != nil || len(list) != 2 || !list[0].GetPinned() {
+		t.Fatalf("listed: %v, %v", list, err)
+	}
+	of := func(cfg *runtime.ContainerConfig) {
+		cfg.Image.Image = busybox
+		cfg.Mounts = []*runtime.Mount{imageVolume(files, "")}
+	}
+	for name, pod := range map[string]*harness.Pod{"plain": c.RunPod(), "mapped": c.RunPod(usersOf(idMap(hostUID), idMap(hostGID)))} {
+		if got := pod.Output("cat /vol/dir/sub/file; stat -c %u /bin/busybox", of); got != "in the image\n0\n" {
+			t.Errorf("a %s pod's container said %q", name, got)
+		}
+	}
+	err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: busybox})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), store) {
+		t.Errorf("removal: %v", err)
 	}
 }
