@@ -314,6 +314,10 @@ func (f *fakeImages) Resolve(_ context.Context, ref string) (storage.Image, erro
 	return storage.Image{}, fmt.Errorf("image %s: %w", ref, errdef.NotFound)
 }
 
+func (f *fakeImages) Inspect(_ context.Context, id string) (storage.Details, error) {
+	return storage.Details{Digest: "sha256:99", Manifest: []byte(`{"layers":[]}`), Config: []byte(`{"author":"me of ` + id + `","config":{"User":"1002:3"}}`), Share: storage.Share{Exclusive: 1, Shared: 2}}, nil
+}
+
 func (f *fakeImages) List(context.Context) ([]storage.Image, error) { return f.images, nil }
 
 func (f *fakeImages) Remove(_ context.Context, ref string) error {

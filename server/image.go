@@ -17,11 +17,17 @@ import (
 
 // Images is what the server asks of the image store.
 type Images interface {
+	StoredImages
 	Pull(ctx context.Context, r storage.PullRequest) (storage.Image, error)
-	Resolve(ctx context.Context, ref string) (storage.Image, error)
-	List(ctx context.Context) ([]storage.Image, error)
 	Remove(ctx context.Context, ref string) error
 	Usage(ctx context.Context) (storage.Usage, error)
+}
+
+// StoredImages tells of the images that are stored, but for Inspect from memory.
+type StoredImages interface {
+	Resolve(ctx context.Context, ref string) (storage.Image, error)
+	List(ctx context.Context) ([]storage.Image, error)
+	Inspect(ctx context.Context, ref string) (storage.Details, error)
 }
 
 // Rootfs tells what the root filesystems of all containers hold.
@@ -114,13 +120,38 @@ func (s *imageService) ImageStatus(ctx context.Context, r *runtime.ImageStatusRe
 		return nil, err
 	}
 	resp := &runtime.ImageStatusResponse{Image: toImage(image)}
+	if handler := r.GetImage().GetRuntimeHandler(); handler != "" { // an image is the same for all of them
+		if resp.Image.Spec == nil {
+			resp.Image.Spec = &runtime.ImageSpec{}
+		}
+		resp.Image.Spec.RuntimeHandler = handler
+	}
 	if r.GetVerbose() {
-		resp.Info, err = info(map[string]any{"info": map[string]any{
-			"labels":    image.Labels,
-			"imageSpec": map[string]any{"config": image.Config},
-		}})
+		resp.Info, err = s.imageInfo(ctx, image)
 	}
 	return resp, err
+}
+
+// imageInfo is all that is known of an image, under the names that crictl and its users know from others.
+func (s *imageService) imageInfo(ctx context.Context, image storage.Image) (map[string]string, error) {
+	d, err := s.images.Inspect(ctx, image.ID)
+	if err != nil {
+		return nil, err
+	}
+	about := map[string]any{
+		"labels": image.Labels, "annotations": image.Annotations, "digest": d.Digest, "manifest": d.Manifest,
+		"size": map[string]uint64{"exclusive": d.Share.Exclusive, "shared": d.Share.Shared},
+	}
+	if d.Config != nil {
+		about["imageSpec"] = d.Config
+	}
+	if image.ArtifactType != "" {
+		about["artifactType"] = image.ArtifactType
+	}
+	if image.Store != "" {
+		about["store"] = image.Store
+	}
+	return info(map[string]any{"info": about})
 }
 
 func (s *imageService) RemoveImage(ctx context.Context, r *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
@@ -169,6 +200,9 @@ func toImage(i storage.Image) *runtime.Image {
 		Size:        i.Size,
 		Username:    username,
 		Pinned:      i.Pinned,
+	}
+	if len(i.Annotations) > 0 {
+		image.Spec = &runtime.ImageSpec{Annotations: i.Annotations}
 	}
 	if uid != nil {
 		image.Uid = &runtime.Int64Value{Value: *uid}

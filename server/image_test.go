@@ -56,9 +56,41 @@ func TestImagesAreListedAndLookedUp(t *testing.T) {
 		}
 		same(t, got, &runtime.ImageStatusResponse{Image: one})
 	}
-	verbose, err := h.image.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: ref("1d"), Verbose: true})
-	if err != nil || !strings.Contains(verbose.GetInfo()["info"], `"User":"1002:3"`) {
-		t.Errorf("verbose: %v, %v", verbose, err)
+}
+
+func TestAnImageIsToldInFull(t *testing.T) {
+	h, ctx := withImages(t), t.Context()
+	h.images.images[1].Annotations, h.images.images[1].ArtifactType, h.images.images[1].Store = map[string]string{"n": "m"}, "application/x", "/elsewhere"
+	for id, want := range map[string]string{
+		"1d": `{"annotations":null,"digest":"sha256:99","imageSpec":{"author":"me of 1d","config":{"User":"1002:3"}},"labels":{"x":"y"},"manifest":{"layers":[]},"size":{"exclusive":1,"shared":2}}`,
+		"2d": `{"annotations":{"n":"m"},"artifactType":"application/x","digest":"sha256:99","imageSpec":{"author":"me of 2d","config":{"User":"1002:3"}},"labels":null,"manifest":{"layers":[]},"size":{"exclusive":1,"shared":2},"store":"/elsewhere"}`,
+	} {
+		got, err := h.image.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: ref(id), Verbose: true})
+		if err != nil || got.GetInfo()["info"] != want {
+			t.Errorf("got %v, %v", got.GetInfo(), err)
+		}
+	}
+	got, err := h.image.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: ref("2d")})
+	if err != nil || got.GetImage().GetSpec().GetAnnotations()["n"] != "m" || got.GetInfo() != nil {
+		t.Errorf("annotations: %v, %v", got, err)
+	}
+}
+
+// TestAnImageOfAHandler: an image is the same for each, so that one that was asked for with a handler is there, and says so.
+func TestAnImageOfAHandler(t *testing.T) {
+	h, ctx := withImages(t), t.Context()
+	for _, handler := range []string{"", "crun"} {
+		spec := &runtime.ImageSpec{Image: "a:1", RuntimeHandler: handler, UserSpecifiedImage: "a", Annotations: map[string]string{"any": "thing"}}
+		if pulled, err := h.image.PullImage(ctx, &runtime.PullImageRequest{Image: spec}); err != nil || pulled.GetImageRef() != "1d" {
+			t.Errorf("pull for %q: %v, %v", handler, pulled, err)
+		}
+		got, err := h.image.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: spec})
+		if err != nil || got.GetImage().GetId() != "1d" || got.GetImage().GetSpec().GetRuntimeHandler() != handler {
+			t.Errorf("status for %q: %v, %v", handler, got, err)
+		}
+	}
+	if _, err := h.image.RemoveImage(ctx, &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: "1d", RuntimeHandler: "crun"}}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -269,6 +269,9 @@ func TestArtifact(t *testing.T) {
 		}
 	}
 	checkParcel(s)
+	if d, err := s.Inspect(t.Context(), img.ID); err != nil || d.Config != nil || !bytes.Equal(d.Manifest, p.raw) || d.Digest != id {
+		t.Errorf("details %+v, %v", d, err)
+	}
 	waitFor(t, func() bool { return s.leased(t, img.ID) })
 	check(t, s.Close())
 	s = w.open(t)

@@ -2,11 +2,14 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -48,12 +51,25 @@ func TestAnImagesWholeLife(t *testing.T) {
 			t.Errorf("by %s: %v", other, got)
 		}
 	}
+	full, err := c.Images.ImageStatus(c.Context(), &runtime.ImageSpec{Image: ref}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told struct {
+		Digest    string
+		ImageSpec imgspec.Image
+		Manifest  imgspec.Manifest
+	}
+	if err := json.Unmarshal([]byte(full.GetInfo()["info"]), &told); err != nil || told.ImageSpec.OS != "linux" || len(told.ImageSpec.RootFS.DiffIDs) != len(told.Manifest.Layers) ||
+		len(told.Manifest.Layers) == 0 || len(told.ImageSpec.Config.Cmd)+len(told.ImageSpec.Config.Entrypoint) == 0 || len(told.Digest) != 71 {
+		t.Errorf("told in full: %v, %v", full.GetInfo(), err)
+	}
 	pod := c.RunPod()
 	ctr := pod.Create("sleep 1", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = img.Id })
 	if s := ctr.Status(); s.ImageId != img.Id || s.ImageRef != img.RepoDigests[0] {
 		t.Errorf("the container's image: id %q, ref %q", s.ImageId, s.ImageRef)
 	}
-	err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: ref})
+	err = c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: ref})
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), ctr.ID) {
 		t.Errorf("removing an image in use: %v; want FailedPrecondition with the container's id", err)
 	}
@@ -112,5 +128,28 @@ func TestImageUsers(t *testing.T) {
 	}
 	if img := imageStatus(t, c, harness.Ref(images.User)); img.Username != "app" || img.Uid.GetValue() != 0 {
 		t.Errorf("uid %v, username %q", img.Uid, img.Username)
+	}
+	for user, want := range map[string]struct {
+		uid  *runtime.Int64Value
+		name string
+		ids  string
+	}{
+		"":           {nil, "", "0 0\n"},
+		"0":          {&runtime.Int64Value{}, "", "0 0\n"},
+		"1234":       {&runtime.Int64Value{Value: 1234}, "", "1234 0\n"},
+		"1234:77":    {&runtime.Int64Value{Value: 1234}, "", "1234 77\n"},
+		"1000:extra": {&runtime.Int64Value{Value: 1000}, "", "1000 50000\n"},
+		"app:33":     {nil, "app", "1000 33\n"},
+		"www-data":   {nil, "www-data", "33 33\n"},
+	} {
+		ref := c.Image(func(cfg *v1.Config) { cfg.User = user })
+		c.PullRef(ref)
+		img := imageStatus(t, c, ref)
+		if (img.Uid == nil) != (want.uid == nil) || img.Uid.GetValue() != want.uid.GetValue() || img.Username != want.name {
+			t.Errorf("user %q: uid %v, username %q", user, img.Uid, img.Username)
+		}
+		if got := pod.Output("echo $(id -u) $(id -g)", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = ref }); got != want.ids {
+			t.Errorf("user %q runs as %q, want %q", user, got, want.ids)
+		}
 	}
 }
