@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"net/http"
@@ -183,4 +184,41 @@ func TestUsage(t *testing.T) {
 	}
 	check(t, s.Remove(t.Context(), img.ID))
 	waitFor(t, func() bool { return settled(none.Bytes, none.Inodes) })
+}
+
+// TestGarbageGoesByItself: at the start goes what cannot be of use any more, later what nobody has wanted for the idle time.
+func TestGarbageGoesByItself(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	s := w.open(t)
+	r.push(t, "a:1", simple(t, "a"))
+	kept := pull(t, s, r.host+"/a:1")
+	for _, parent := range []string{"", kept.ID} { // the second a container's of another tool: not garbage
+		if parent == "" {
+			_, err := s.store.CreateLayer("", "", nil, "", false, nil)
+			check(t, err)
+			continue
+		}
+		_, err := s.store.CreateContainer("", []string{"theirs"}, parent, "", "", nil)
+		check(t, err)
+	}
+	check(t, s.Close())
+	garbage := []string{"crid-scratch/half", "crid-trash/1/file", "crid-quarantine/another-boot/file", "overlay/identity-probe/file"}
+	for _, path := range garbage {
+		check(t, os.MkdirAll(filepath.Join(s.root, filepath.Dir(path)), 0o700))
+		check(t, os.WriteFile(filepath.Join(s.root, path), []byte("garbage"), 0o600))
+	}
+	s = w.openIdle(t, 200*time.Millisecond)
+	for _, path := range garbage {
+		waitFor(t, func() bool { _, err := os.Lstat(filepath.Join(s.root, path)); return errors.Is(err, fs.ErrNotExist) })
+	}
+	waitFor(t, func() bool {
+		layers, err := s.layerMap()
+		check(t, err)
+		return len(layers) == 3 // the image's two, and the container's
+	})
+	checkLayers(t, s, kept.ID, "a")
+	if _, err := s.store.Container("theirs"); err != nil {
+		t.Errorf("another tool's container: %v", err)
+	}
 }
