@@ -31,13 +31,14 @@ func (p places) rootfs(label string) storage.RootfsConfig {
 
 func (p places) images() storage.ImagesConfig {
 	return storage.ImagesConfig{
-		Root:    p.Root,
-		Store:   p.Images.Storage,
-		Shelves: p.Images.AdditionalStores,
-		RunRoot: p.Runroot,
-		Sources: storage.Sources(p.Images.Sources),
-		Trust:   storage.Trust(p.Images.Trust),
-		Pinned:  p.Images.Pinned,
+		Root:        p.Root,
+		Store:       p.Images.Storage,
+		Shelves:     p.Images.AdditionalStores,
+		LayerStores: p.Images.LayerStores,
+		RunRoot:     p.Runroot,
+		Sources:     storage.Sources(p.Images.Sources),
+		Trust:       storage.Trust(p.Images.Trust),
+		Pinned:      p.Images.Pinned,
 	}
 }
 

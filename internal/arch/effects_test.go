@@ -94,6 +94,8 @@ var unpointed = map[string]string{
 	"internal/network/gc.go:CNI.gcVerb":                 "libcni calls plugins, and each call has points of its own",
 	"internal/oci/oci.go:Runtime.sweep":                 again + ": it is for a runtime that was killed amid its delete",
 	"internal/storage/image_lease.go:Images.dropLayers": again + ": the collector's next round does",
+	"internal/storage/lazy.go:linking.ApplyDiff":        unseen,
+	"internal/storage/lazy.go:servedLayer.PutAs":        "the layer is whole before; without the note its layer store is not told when it goes",
 	"internal/storage/place.go:writeSynced":             unseen + ": it has its name when all of it is on the disk",
 	"internal/storage/volume.go:mkdirFor":               unseen,
 	"internal/ns/sysctl.go:writeSysctls":                unseen,

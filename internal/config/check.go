@@ -116,6 +116,12 @@ func (k *checker) paths(c Config) {
 	}
 	k.absoluteOrEmpty("images.storage", c.Images.Storage)
 	k.allAbsolute("images.additional_image_stores", c.Images.AdditionalStores)
+	for _, store := range c.Images.LayerStores {
+		dir, ref, with := strings.Cut(store, ":")
+		if !filepath.IsAbs(dir) || strings.Contains(dir, ",") || with && ref != "ref" {
+			k.fault("images.additional_layer_stores", "%q must be an absolute path, with :ref behind it where the store wants the image's name", store)
+		}
+	}
 	k.sources(c.Images)
 	k.program("conmon", c.Conmon)
 	if filepath.Clean(c.Root) == filepath.Clean(c.Runroot) {

@@ -66,6 +66,7 @@ type Network struct {
 type Images struct {
 	Storage          string   `toml:"storage"`
 	AdditionalStores []string `toml:"additional_image_stores"`
+	LayerStores      []string `toml:"additional_layer_stores"`
 	Sources
 	Trust
 	Pinned       []string `toml:"pinned"`
@@ -129,6 +130,7 @@ func Default() Config {
 		},
 		Images: Images{
 			AdditionalStores: []string{},
+			LayerStores:      []string{},
 			Sources:          Sources{CertsD: []string{"/etc/containerd/certs.d"}, NamespacedAuthDir: "/etc/crid/auth"},
 			Trust:            Trust{PolicyDir: "/etc/crid/policies", RegistriesD: "/etc/containers/registries.d", DecryptionKeys: "/etc/crid/keys"},
 			Pinned:           []string{},

@@ -143,6 +143,8 @@ func TestAFaultNamesFileLineAndWhatIsAllowed(t *testing.T) {
 		{"pinned upper case", "[images]\npinned = [\"a:1\", \"a/B*\"]\n", "crid.toml:2: images.pinned: \"a/B*\" is neither"},
 		{"pinned brackets", "[images]\npinned = [\"a[bc]:1\"]\n", "crid.toml:2: images.pinned: \"a[bc]:1\" is neither"},
 		{"pinned ?", "[images]\npinned = [\"a?:1\"]\n", "crid.toml:2: images.pinned: "},
+		{"layer store", "[images]\nadditional_layer_stores = [\"/a:b\"]\n", "crid.toml:2: images.additional_layer_stores: \"/a:b\" must be"},
+		{"image store", "[images]\nadditional_image_stores = [\"a\"]\n", "crid.toml:2: images.additional_image_stores: \"a\" must be"},
 		{"pinned two tags", "[images]\npinned = [\"a:1:*\"]\n", "crid.toml:2: images.pinned: "},
 		{"volumes", "[images]\nimage_volumes = \"tmpfs\"\n", "allowed: bind, mkdir, ignore"},
 		{"handler name", "[runtimes.My_Runtime]\npath = \"x\"\n", "crid.toml:1: runtimes.My_Runtime: a handler's name"},

@@ -144,6 +144,9 @@ func parseConfig(data []byte, key digest.Digest) (imgspec.ImageConfig, error) {
 // the store mounts it; without that no layer could be stored on top of it.
 func checkLayer(dir string) error {
 	st, err := os.Lstat(dir)
+	if err == nil && st.Mode()&fs.ModeSymlink != 0 { // of an additional layer store
+		st, err = os.Stat(dir)
+	}
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
 		return fmt.Errorf("layer directory %s is missing: %w", dir, errDamaged)
 	}

@@ -30,7 +30,9 @@ type ImagesConfig struct {
 	Root    string   // crid's root
 	Store   string   // the store; empty = Root/storage
 	Shelves []string // further stores, whose images are used and never changed
-	RunRoot string   // crid's runroot; the store's volatile half is RunRoot/storage
+
+	LayerStores []string // directories with layers that are fetched when they are read, with :ref when by the image's name
+	RunRoot     string   // crid's runroot; the store's volatile half is RunRoot/storage
 	Sources
 	Trust
 	Pinned []string   // names of images that the kubelet must not collect, as a pull reads them; * = any characters
@@ -148,10 +150,10 @@ func openStore(cfg ImagesConfig, root string) (cstorage.Store, error) {
 		GraphRoot:       root,
 		RunRoot:         filepath.Join(cfg.RunRoot, "storage"),
 		GraphDriverName: "overlay",
-		GraphDriverOptions: []string{
+		GraphDriverOptions: append([]string{
 			"overlay.skip_mount_home=true", // crid never mounts by the store: its directory needs no mount of its own
 			"overlay.sync=filesystem",      // a layer is on the disk before the list of layers calls it complete
-		},
+		}, cfg.layerStoreOptions()...),
 	})
 }
 
@@ -171,6 +173,7 @@ func (s *Images) load(ctx context.Context) error {
 		return err
 	}
 	s.keepSpares()
+	s.warnOfLayerStores()
 	_ = s.reloadRegistries() // Warnings has the error; lookups find the names read
 	if err := s.refresh(ctx); err != nil {
 		return err
@@ -277,7 +280,11 @@ func (s *Images) Layers(ctx context.Context, imageID string) ([]string, error) {
 	if e.shelf == "" { // who else uses a shelf is nobody's to say
 		s.takeLease(imageID)
 	}
-	return slices.Clone(e.lower), nil
+	lower := make([]string, len(e.lower))
+	for i, dir := range e.lower {
+		lower[i] = resolved(dir)
+	}
+	return lower, nil
 }
 
 // Warnings tells an operator what is not as it should be: no signature policy, damaged images, a store that

@@ -34,7 +34,10 @@ func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, p
 			return "", err
 		}
 	}
-	plan, err := planLayers(ctx, img, d.board.meters())
+	var plan []*layerPlan
+	if !s.isServed(img, d.name) {
+		plan, err = planLayers(ctx, img, d.board.meters())
+	}
 	if err != nil {
 		return "", err
 	}

@@ -144,7 +144,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 
 // copyRecord makes the store's record of the image. Its layers are in the store, unless planLayers knows none.
 func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (_ string, err error) {
-	dst, err := istorage.Transport.NewStoreReference(bounded(s.store), pulled, "")
+	dst, err := istorage.Transport.NewStoreReference(s.recordStore(), pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
