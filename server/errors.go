@@ -47,7 +47,7 @@ func toStatus(err error) error {
 	}
 	for _, kind := range prefixed {
 		if errors.Is(err, kind) {
-			rest := strings.TrimPrefix(err.Error(), kind.Error()+": ")
+			rest := strings.Replace(err.Error(), kind.Error()+": ", "", 1) // wherever it is
 			code := codes.Unknown
 			if errors.Is(err, errdef.Invalid) {
 				code = codes.InvalidArgument

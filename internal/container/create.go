@@ -257,6 +257,9 @@ func (c *Container) build(ctx context.Context, r Request) error {
 		return err
 	}
 	defer release()
+	if err := c.permit(ctx, r.Pod); err != nil {
+		return err
+	}
 	defer c.creation.closeSources()
 	s, user, err := c.specify(ctx, r)
 	if err != nil {

@@ -126,8 +126,9 @@ type Mapper interface {
 	Unmap(id string) error                                                                          // containers that are created keep it
 }
 
-// Images keeps an image from being removed while a container is made with it.
+// Images keeps an image from being removed while a container is made with it, and knows whether one may be.
 type Images interface {
+	Permit(ctx context.Context, u storage.Use) error
 	Hold(ctx context.Context, imageID string) (release func(), err error)
 }
 

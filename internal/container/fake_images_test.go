@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/storage"
 )
 
 // imageState is what a host has of images.
@@ -34,6 +35,16 @@ func (f fakeImages) Hold(_ context.Context, imageID string) (func(), error) {
 		defer f.mu.Unlock()
 		f.images.holds--
 	}, nil
+}
+
+// Permit lets no image be used in the namespace "strict".
+func (f fakeImages) Permit(_ context.Context, u storage.Use) error {
+	return f.do("image permit", func() error {
+		if u.Namespace == "strict" {
+			return fmt.Errorf("%w: image %s", errdef.SignatureInvalid, u.ImageID)
+		}
+		return nil
+	})
 }
 
 type fakeVolumes struct{ session }

@@ -70,6 +70,28 @@ func (c *Container) mounts() []*runtime.Mount {
 	return all
 }
 
+// permit asks the signature policies of today about the images.
+func (c *Container) permit(ctx context.Context, pod spec.PodEnv) error {
+	if c.plan.Pause {
+		return nil
+	}
+	use := storage.Use{ImageID: c.plan.ImageID, Name: c.config.GetImage().GetUserSpecifiedImage(), Namespace: pod.Config.GetMetadata().GetNamespace()}
+	if err := c.m.deps.Images.Permit(ctx, use); err != nil {
+		return err
+	}
+	for i, m := range c.config.GetMounts() {
+		image, ok := c.plan.Volumes[m.GetImage().GetImage()]
+		if !ok {
+			continue
+		}
+		use.ImageID, use.Name = image.ID, m.GetImage().GetUserSpecifiedImage()
+		if err := c.m.deps.Images.Permit(ctx, use); err != nil {
+			return fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.GetContainerPath(), err, errdef.ImageVolume)
+		}
+	}
+	return nil
+}
+
 // hold keeps the images until the container stands as their user.
 func (c *Container) hold(ctx context.Context) (release func(), err error) {
 	var held []func()

@@ -124,3 +124,20 @@ func TestImageVolumesAreKnownAgain(t *testing.T) {
 	}
 	h.wantNothingLeft(m)
 }
+
+// A container whose image, or an image that it has as a volume, may not be used is not made, and nothing of it is left.
+func TestImagesThatMayNotBeUsed(t *testing.T) {
+	h, m := start(t)
+	r := h.request("web").withData("")
+	r.Pod.Config.Metadata.Namespace = "strict"
+	_, err := m.Create(t.Context(), r)
+	if !errors.Is(err, errdef.SignatureInvalid) || !strings.Contains(err.Error(), "SignatureValidationFailed: image "+testImage().ID) {
+		t.Errorf("got %v", err)
+	}
+	if left := h.left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if _, err := m.StartPause(t.Context(), r.Pod); err != nil {
+		t.Errorf("the pause, which has no image: %v", err)
+	}
+}

@@ -122,6 +122,7 @@ func (p plainRootfs) List() ([]string, error) { return nil, nil }
 type noImages struct{}
 
 func (noImages) Hold(context.Context, string) (func(), error)       { return func() {}, nil }
+func (noImages) Permit(context.Context, storage.Use) error          { return nil }
 func (noImages) Mount(context.Context, string) (string, error)      { return "", os.ErrNotExist }
 func (noImages) Unmount(context.Context, string, func() bool) error { return nil }
 func (noImages) List() ([]string, error)                            { return nil, nil }

@@ -259,3 +259,32 @@ func FuzzSplit(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSizes reads any text as an image's metadata: it is refused, or lengths of signatures can be added, and nothing else changes.
+func FuzzSizes(f *testing.F) {
+	for _, s := range []string{
+		"", "{}", "null", "[]", `{"signature-sizes":[1],"other":{"a":1}}`, `{"signatures-sizes":{"sha256:a":[1,2]}}`, `{"signatures-sizes":null}`, `{"signatures-sizes":[]}`,
+	} {
+		f.Add(s, 7)
+	}
+	f.Fuzz(func(t *testing.T, metadata string, size int) {
+		had, sizes, err := parseSizes(metadata)
+		if err != nil {
+			return
+		}
+		more := map[digest.Digest][]int{dig: {size}}
+		text, err := withSizes(metadata, more)
+		if err != nil {
+			t.Fatalf("%s: %v", metadata, err)
+		}
+		have, now, err := parseSizes(text)
+		delete(had, sizesKey)
+		delete(have, sizesKey)
+		if err != nil || len(had) != len(have) || !slices.Equal(now[dig], more[dig]) || len(now) < len(sizes) {
+			t.Errorf("%s has become %s, %v", metadata, text, err)
+		}
+		if again, err := withSizes(text, more); err != nil || again != text {
+			t.Errorf("%s has become %s, %v", text, again, err)
+		}
+	})
+}

@@ -31,6 +31,10 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, key flightK
 		return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
 	}
 	defer func() { err = errors.Join(err, policy.Destroy()) }()
+	keep, err := s.keepsSignatures()
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", names[0], err)
+	}
 	var own *os.File // what it lends is read until the pull is over
 	if key.own != "" {
 		if own, err = lend(key.own); err != nil {
@@ -43,7 +47,7 @@ func (s *Images) fetch(ctx context.Context, names []reference.Named, key flightK
 	var failed error
 	for _, name := range names {
 		var img Image
-		d := download{name: name, policy: policy, read: &s.pulls.bytes, board: b, wire: &s.pulls.wire}
+		d := download{name: name, policy: policy, keep: keep, read: &s.pulls.bytes, board: b, wire: &s.pulls.wire}
 		if d.sys, err = s.contextFor(name, key); err == nil {
 			if own != nil {
 				d.sys.AuthFilePath = own.Name()
@@ -66,6 +70,7 @@ type download struct {
 	name   reference.Named
 	sys    *types.SystemContext
 	policy *signature.PolicyContext
+	keep   bool           // signatures are stored
 	read   *atomic.Uint64 // counts the bytes of its blobs
 	board  *board         // shows how far it is
 	wire   *wire
@@ -126,6 +131,9 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 		return Image{}, err
 	}
 	d.board.settle()
+	if err := s.keepSignatures(id, src.signed); err != nil {
+		return Image{}, err
+	}
 	if err := s.nameImage(id, pulled, d.name); err != nil {
 		return Image{}, err
 	}
@@ -144,7 +152,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 
 // copyRecord makes the store's record of the image. Its layers are in the store, unless planLayers knows none.
 func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (_ string, err error) {
-	dst, err := istorage.Transport.NewStoreReference(s.recordStore(), pulled, "")
+	dst, err := istorage.Transport.NewStoreReference(signedStore{s.recordStore(), src.signed}, pulled, "")
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
@@ -158,7 +166,7 @@ func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, p
 		SourceCtx:               d.sys,
 		DestinationCtx:          d.sys,
 		ReportResolvedReference: &stored,
-		RemoveSignatures:        true, // they have said what they had to say
+		RemoveSignatures:        true, // signedStore brings them
 	})
 	if err != nil {
 		return "", err
@@ -203,6 +211,8 @@ type remoteImage struct {
 
 	mu   sync.Mutex          // guards srcs; nothing is waited for under it
 	srcs []types.ImageSource // the last is in use; what began by the others goes on
+
+	signed signatures // that are to be kept
 }
 
 func openRemote(ctx context.Context, d download) (*remoteImage, error) {
@@ -296,13 +306,16 @@ func (r *remoteImage) canonicalName(ctx context.Context) (reference.Named, error
 	return reference.WithDigest(reference.TrimNamed(r.name), d)
 }
 
-// checkPolicy asks the signature policy about the image for this platform.
+// checkPolicy asks the signature policy about the image for this platform, and takes the signatures that are to be kept.
 func (r *remoteImage) checkPolicy(ctx context.Context, d download) error {
 	chosen, err := r.instance(ctx, d)
 	if err != nil {
 		return err
 	}
-	_, err = d.policy.IsRunningImageAllowed(ctx, chosen)
+	if _, err = d.policy.IsRunningImageAllowed(ctx, chosen); err != nil || !d.keep {
+		return err
+	}
+	r.signed, err = signaturesOf(ctx, chosen)
 	return err
 }
 

@@ -1,68 +1,239 @@
 package storage
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
-	"github.com/crid/crid/internal/errdef"
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/signature/sigstore"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
-// An image that is signed by the key of the policy is pulled, and nothing else is: the signatures are read of the registry
-// itself, though its layers are read with bounds.
-func TestSigstoreSignatures(t *testing.T) {
+// in is a file of the world's own.
+func (w *world) in(name string) string { return filepath.Join(w.dir, name) }
+
+func (w *world) write(t *testing.T, name string, data []byte) string {
+	t.Helper()
+	check(t, os.MkdirAll(filepath.Dir(w.in(name)), 0o700))
+	check(t, os.WriteFile(w.in(name), data, 0o600))
+	return w.in(name)
+}
+
+// signedBy is a policy that wants each image signed by keys.
+func signedBy(kind, keys string) []byte {
+	more := ""
+	if kind == "signedBy" {
+		more = `,"keyType":"GPGKeys"`
+	}
+	return fmt.Appendf(nil, `{"default":[{"type":%q,"keyPath":%q,"signedIdentity":{"type":"matchRepository"}%s}]}`, kind, keys, more)
+}
+
+func named(t *testing.T, ref string) reference.Named {
+	t.Helper()
+	name, err := reference.ParseNormalizedNamed(ref)
+	check(t, err)
+	return name
+}
+
+// cosign signs what from names under the name to, with a key of its own, whose public half it returns the file of. The
+// signature lies beside the image in the registry.
+func (w *world) cosign(t *testing.T, from, to string) (pub string) {
+	t.Helper()
+	keys, err := sigstore.GenerateKeyPair(nil)
+	check(t, err)
+	pub = w.write(t, "cosign.pub", keys.PublicKey)
+	private := w.write(t, "cosign.key", keys.PrivateKey)
+	w.write(t, "registries.d/test.yaml", []byte("default-docker:\n  use-sigstore-attachments: true\n"))
+	signer := &Images{cfg: w.ImagesConfig, root: t.TempDir()}
+	sys := signer.systemContext(Auth{})
+	all, err := acceptAll()
+	check(t, err)
+	src, err := docker.NewReference(named(t, from))
+	check(t, err)
+	dst, err := docker.NewReference(named(t, to))
+	check(t, err)
+	_, err = copy.Image(t.Context(), all, dst, src, &copy.Options{
+		SourceCtx: sys, DestinationCtx: sys, SignBySigstorePrivateKeyFile: private, SignSigstorePrivateKeyPassphrase: []byte{},
+	})
+	check(t, errors.Join(err, all.Destroy()))
+	return pub
+}
+
+// gpg signs the manifest of that digest as ref, with a key of its own, whose public half it returns the file of. The
+// signature lies in a directory that registries.d names.
+func (w *world) gpg(t *testing.T, ref, of string) (pub string) {
+	t.Helper()
+	who, err := openpgp.NewEntity("test", "", "test@example.com", nil)
+	check(t, err)
+	var public bytes.Buffer
+	armored, err := armor.Encode(&public, openpgp.PublicKeyType, nil)
+	check(t, err)
+	check(t, errors.Join(who.Serialize(armored), armored.Close()))
+	payload := fmt.Sprintf(`{"critical":{"type":"atomic container signature","image":{"docker-manifest-digest":%q},"identity":{"docker-reference":%q}},"optional":{}}`, of, ref)
+	var signed bytes.Buffer
+	out, err := openpgp.Sign(&signed, who, nil, nil)
+	check(t, err)
+	_, err = out.Write([]byte(payload))
+	check(t, errors.Join(err, out.Close()))
+	w.write(t, "registries.d/test.yaml", fmt.Appendf(nil, "default-docker:\n  lookaside: file://%s\n", w.in("lookaside")))
+	d := digest.Digest(of)
+	w.write(t, fmt.Sprintf("lookaside/%s@%s=%s/signature-1", reference.Path(named(t, ref)), d.Algorithm(), d.Encoded()), signed.Bytes())
+	return w.write(t, "gpg.pub", public.Bytes())
+}
+
+func wantRefused(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, errdef.SignatureInvalid) || !strings.HasPrefix(err.Error(), "SignatureValidationFailed: ") {
+		t.Errorf("not refused for its signature: %v", err)
+	}
+}
+
+// An image that is signed by the key of the policy is pulled and may be used, and nothing else is; what is unsigned under
+// one name is not taken for what is signed under another.
+func TestSignatures(t *testing.T) {
+	for kind, sign := range map[string]func(w *world, t *testing.T, host, digest string) string{
+		"sigstoreSigned": func(w *world, t *testing.T, host, _ string) string {
+			return w.cosign(t, host+"/plain:1", host+"/signed:1")
+		},
+		"signedBy": func(w *world, t *testing.T, host, digest string) string { return w.gpg(t, host+"/signed:1", digest) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRegistry(t)
+			w := newWorld(t, r)
+			d := r.push(t, "signed:1", simple(t, "a"))
+			r.push(t, "plain:1", simple(t, "a"))
+			r.push(t, "other:1", simple(t, "b"))
+			w.PolicyPath = w.write(t, "policy.json", signedBy(kind, sign(w, t, r.host, d)))
+			s := w.open(t)
+			for range 2 {
+				img := pull(t, s, r.host+"/signed:1")
+				for _, repo := range []string{"plain:1", "other:1"} { // one of which is stored by another name
+					_, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/" + repo})
+					wantRefused(t, err)
+				}
+				for _, name := range []string{"", img.ID, r.host + "/signed:1", r.host + "/signed:moved", r.host + "/signed@" + d, r.host + "/unknown"} {
+					check(t, s.Permit(t.Context(), Use{ImageID: img.ID, Name: name}))
+				}
+			}
+		})
+	}
+}
+
+// What may be used is asked of the policy of the day and of the namespace, without a registry.
+func TestPermitFollowsThePolicy(t *testing.T) {
 	r := newRegistry(t)
 	w := newWorld(t, r)
 	r.push(t, "plain:1", simple(t, "a"))
-	r.push(t, "other:1", simple(t, "b"))
-
-	keys, err := sigstore.GenerateKeyPair(nil)
-	check(t, err)
-	in := func(name string) string { return filepath.Join(w.dir, name) }
-	check(t, os.WriteFile(in("key"), keys.PrivateKey, 0o600))
-	check(t, os.WriteFile(in("key.pub"), keys.PublicKey, 0o600))
-	check(t, os.Mkdir(in("registries.d"), 0o700))
-	check(t, os.WriteFile(in("registries.d/test.yaml"), []byte("default-docker:\n  use-sigstore-attachments: true\n"), 0o600))
-
-	named := func(repo string) reference.Named {
-		name, err := reference.ParseNormalizedNamed(r.host + "/" + repo)
-		check(t, err)
-		return name
-	}
+	r.push(t, "unsigned:1", simple(t, "b"))
+	key := w.cosign(t, r.host+"/plain:1", r.host+"/signed:1")
+	stranger := w.gpg(t, r.host+"/signed:1", dig)
+	w.write(t, "registries.d/test.yaml", []byte("default-docker:\n  use-sigstore-attachments: true\n"))
+	strict := signedBy("sigstoreSigned", key)
+	w.PolicyPath = w.write(t, "policy.json", []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`))
 	s := w.open(t)
-	sys := s.systemContext(Auth{})
-	sys.RegistriesDirPath = in("registries.d")
-	open, err := loadPolicy("") // there is none yet
-	check(t, err)
-	from, err := docker.NewReference(named("plain:1"))
-	check(t, err)
-	to, err := docker.NewReference(named("signed:1"))
-	check(t, err)
-	_, err = copy.Image(t.Context(), open, to, from, &copy.Options{
-		SourceCtx: sys, DestinationCtx: sys, SignBySigstorePrivateKeyFile: in("key"), SignSigstorePrivateKeyPassphrase: []byte{},
-	})
-	check(t, errors.Join(err, open.Destroy()))
+	before := pull(t, s, r.host+"/signed:1") // nobody asks for signatures: none are kept
+	unsigned := pull(t, s, r.host+"/unsigned:1")
+	w.write(t, "policies/strict.json", strict)
+	w.write(t, "policies/closed.json", []byte(`{"default":[{"type":"reject"}]}`))
+	w.write(t, "policies/broken.json", []byte(`{"default":`))
+	w.write(t, "policies/stranger.json", signedBy("signedBy", stranger))
+	permit := func(img Image, namespace string) error {
+		return s.Permit(t.Context(), Use{ImageID: img.ID, Namespace: namespace})
+	}
+	check(t, permit(before, ""))
+	check(t, permit(before, "unheard-of"))
+	wantRefused(t, permit(before, "strict"))
+	img := pull(t, s, r.host+"/signed:1") // now they are, though the image is stored
+	r.set(func(r *fakeRegistry) { r.refuse = func(*http.Request) int { return http.StatusServiceUnavailable } })
+	for range 2 { // the second time after a restart
+		check(t, permit(img, "strict"))
+		wantRefused(t, permit(img, "closed"))
+		wantRefused(t, permit(img, "stranger"))
+		wantRefused(t, permit(unsigned, "strict"))
+		check(t, permit(unsigned, "free"))
+		if err := permit(img, "broken"); err == nil || !strings.Contains(err.Error(), "broken.json") {
+			t.Errorf("a policy that cannot be read: %v", err)
+		}
+		if err := permit(img, "../strict"); !errors.Is(err, errdef.Invalid) {
+			t.Errorf("a namespace that is no name: %v", err)
+		}
+		check(t, s.Close())
+		s = w.open(t)
+	}
+	w.write(t, "policy.json", strict)
+	check(t, permit(img, ""))
+	wantRefused(t, permit(unsigned, ""))
+	w.write(t, "cosign.pub", []byte("no key"))
+	if err := permit(img, ""); err == nil {
+		t.Error("permitted by a key that cannot be read")
+	}
+}
 
-	w.PolicyPath = in("policy.json")
-	check(t, os.WriteFile(w.PolicyPath, fmt.Appendf(nil,
-		`{"default":[{"type":"sigstoreSigned","keyPath":%q,"signedIdentity":{"type":"matchRepository"}}]}`, in("key.pub")), 0o600))
-	check(t, s.Close())
-	s = w.open(t)
-	policy, err := loadPolicy(w.PolicyPath)
+// A namespace's policy rules its pulls.
+func TestPullFollowsTheNamespacesPolicy(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	r.push(t, "a:1", simple(t, "a"))
+	w.write(t, "policies/closed.json", []byte(`{"default":[{"type":"reject"}]}`))
+	s := w.open(t)
+	_, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1", Namespace: "closed"})
+	wantRefused(t, err)
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/a:1", Namespace: "open"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// The same image from where it is not signed does not lose the signatures that it has, nor does one with another manifest.
+func TestSignaturesAddUp(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	img := simple(t, "a")
+	r.push(t, "plain:1", img)
+	key := w.cosign(t, r.host+"/plain:1", r.host+"/signed:1")
+	r.push(t, "bare:1", img)
+	r.push(t, "oci:1", asOCI(img))
+	w.write(t, "policies/strict.json", signedBy("sigstoreSigned", key))
+	s := w.open(t)
+	got := pull(t, s, r.host+"/signed:1")
+	for _, repo := range []string{"bare:1", "oci:1", "signed:1"} {
+		if again := pull(t, s, r.host+"/"+repo); again.ID != got.ID {
+			t.Fatalf("%s is %s, not %s", repo, again.ID, got.ID)
+		}
+		check(t, s.Permit(t.Context(), Use{ImageID: got.ID, Namespace: "strict"}))
+	}
+	stored, err := s.store.Image(got.ID)
 	check(t, err)
-	defer func() { check(t, policy.Destroy()) }()
-	_, err = s.fetchOne(t.Context(), download{name: named("signed:1"), sys: sys, policy: policy, read: &s.pulls.bytes, board: new(board), wire: &s.pulls.wire})
+	manifests, err := signedManifests(stored)
 	check(t, err)
-	for _, repo := range []string{"plain:1", "other:1"} { // one of which is stored by another name
-		_, err = s.fetchOne(t.Context(), download{name: named(repo), sys: sys, policy: policy, read: &s.pulls.bytes, board: new(board), wire: &s.pulls.wire})
-		if err = pullError(t.Context(), repo, err); !errors.Is(err, errdef.SignatureInvalid) {
-			t.Errorf("%s: %v", repo, err)
+	if len(manifests) != 2 || !slices.IsSorted(manifests) {
+		t.Errorf("signatures are kept of %v", manifests)
+	}
+}
+
+func TestWhoAsksForSignatures(t *testing.T) {
+	for policy, want := range map[string]bool{
+		`{"default":[{"type":"insecureAcceptAnything"}]}`:                                                                                false,
+		`{"default":[{"type":"reject"}],"transports":{"docker":{"a.example":[{"type":"insecureAcceptAnything"}]}}}`:                      false,
+		`{"default":[{"type":"reject"}],"transports":{"docker":{"a.example":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}]}}}`: true,
+	} {
+		parsed, err := signature.NewPolicyFromBytes([]byte(policy))
+		check(t, err)
+		if got := asksForSignatures(parsed); got != want {
+			t.Errorf("%s: %v", policy, got)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package crash
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crid/crid/test/harness"
@@ -21,6 +24,7 @@ var imageScenarios = []scenario{
 	{name: "PullImage", set: pull},
 	{name: "PullImage/artifact", set: pullArtifact},
 	{name: "PullImage from where its registry's description says", set: pullDescribed, cases: of("storage/hosts/", "storage/auth/")},
+	{name: "PullImage of another manifest, which is signed", set: pullSigned, cases: of("storage/signatures/", "storage/pull/image-")},
 	{name: "RemoveImage", set: removeImage},
 	{name: "LoadImages", set: load},
 	{name: "Untag", set: untag, cases: of("storage/untag/")},
@@ -157,16 +161,14 @@ func pullDescribed(t *testing.T, c *harness.Crid) act {
 	}
 	dir := filepath.Join(c.Dir, "certs.d/described.example")
 	ca := time.Now().Format("150405.000000000") + ".pem" // another one each time, so that each case has something to do
-	name, _, _ := strings.Cut(image.Image, ":")
+	repo, _, _ := strings.Cut(image.Image, ":")
 	for file, content := range map[string]string{
 		filepath.Join(dir, "hosts.toml"): fmt.Sprintf("server = \"http://%s\"\nca = %q\n", strings.TrimSuffix(harness.Ref(""), "/"), ca),
 		filepath.Join(dir, ca):           "",
-		filepath.Join(c.Dir, "auth", fmt.Sprintf("team-%x.json", sha256.Sum256([]byte(name)))): "{}",
+		filepath.Join(c.Dir, "auth", fmt.Sprintf("team-%x.json", sha256.Sum256([]byte(repo)))): "{}",
 	} {
-		err := os.MkdirAll(filepath.Dir(file), 0o700)
-		if err = errors.Join(err, os.WriteFile(file, []byte(content), 0o600)); err != nil {
-			t.Fatal(err)
-		}
+		check(t, os.MkdirAll(filepath.Dir(file), 0o700))
+		check(t, os.WriteFile(file, []byte(content), 0o600))
 	}
 	pod := &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "pod", Namespace: "team"}}
 	return act{
@@ -179,5 +181,51 @@ func pullDescribed(t *testing.T, c *harness.Crid) act {
 				t.Errorf("a container of the pulled image said %q", got)
 			}
 		},
+	}
+}
+
+// pullSigned pulls an image that is stored, by another manifest, of which there is a signature. It is looked for since a policy may
+// ask for it.
+func pullSigned(t *testing.T, c *harness.Crid) act {
+	forget(t, c, images.Volume)
+	c.Pull(images.Volume)
+	from, err := name.ParseReference(harness.Ref(images.Volume), name.Insecure)
+	check(t, err)
+	img, err := remote.Image(from)
+	check(t, err)
+	img = mutate.ConfigMediaType(mutate.MediaType(img, types.OCIManifestSchema1), types.OCIConfigJSON)
+	signed, err := name.ParseReference(harness.Ref("crid/signed:1"), name.Insecure)
+	check(t, err)
+	check(t, remote.Write(signed, img))
+	digest, err := img.Digest()
+	check(t, err)
+	lookaside := filepath.Join(c.Dir, "lookaside")
+	for file, content := range map[string]string{
+		"policies/strict.json":  `{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/none"}]}`,
+		"registries.d/all.yaml": "default-docker:\n  lookaside: file://" + lookaside + "\n",
+		fmt.Sprintf("lookaside/crid/signed@sha256=%s/signature-1", digest.Hex): "\x88" + time.Now().String(), // another one each time
+	} {
+		file = filepath.Join(c.Dir, file)
+		check(t, os.MkdirAll(filepath.Dir(file), 0o700))
+		check(t, os.WriteFile(file, []byte(content), 0o600))
+	}
+	image := &runtime.ImageSpec{Image: signed.String()}
+	return act{
+		call: func() error {
+			_, err := c.Images.PullImage(c.Context(), image, nil, nil)
+			return err
+		},
+		after: func() {
+			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image = image }); got != "seed\n" {
+				t.Errorf("a container of the pulled image said %q", got)
+			}
+		},
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,0 +1,232 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
+	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/failpoint"
+)
+
+// Signatures of a stored image lie where containers/image keeps them, so that it reads them itself, and those of images that other
+// tools have pulled as well: one after the other in an item of the image's data, their lengths in its metadata.
+
+// sizesKey is where the metadata of an image has the lengths of signatures, by the digest of the manifest that they are of.
+const sizesKey = "signatures-sizes"
+
+// signatures are those of one manifest, as the library stores them. The zero value is nothing to be stored.
+type signatures struct {
+	of    digest.Digest
+	blobs [][]byte
+}
+
+func (s signatures) key() string { return "signature-" + s.of.Encoded() }
+
+func (s signatures) data() []byte { return slices.Concat(s.blobs...) }
+
+func (s signatures) sizes() []int {
+	sizes := []int{}
+	for _, blob := range s.blobs {
+		sizes = append(sizes, len(blob))
+	}
+	return sizes
+}
+
+// signaturesOf fetches all signatures of an image.
+func signaturesOf(ctx context.Context, img *image.UnparsedImage) (signatures, error) {
+	raw, _, err := img.Manifest(ctx)
+	if err != nil {
+		return signatures{}, err
+	}
+	found, err := img.UntrustedSignatures(ctx)
+	if err != nil {
+		return signatures{}, fmt.Errorf("fetch signatures: %w", err)
+	}
+	var s signatures
+	if s.of, err = manifest.Digest(raw); err != nil {
+		return signatures{}, fmt.Errorf("digest manifest: %w", err)
+	}
+	for _, sig := range found {
+		blob, err := signatureBlob(sig)
+		if err != nil {
+			return signatures{}, err
+		}
+		s.blobs = append(s.blobs, blob)
+	}
+	return s, nil
+}
+
+// signatureBlob is a signature as the library stores it. Its types for them are internal, their methods are not.
+func signatureBlob(sig any) ([]byte, error) {
+	switch sig := sig.(type) {
+	case interface{ UntrustedSignature() []byte }: // GPG
+		return sig.UntrustedSignature(), nil
+	case interface {
+		UntrustedMIMEType() string
+		UntrustedPayload() []byte
+		UntrustedAnnotations() map[string]string
+	}:
+		raw, err := json.Marshal(map[string]any{
+			"mimeType": sig.UntrustedMIMEType(), "payload": sig.UntrustedPayload(), "annotations": sig.UntrustedAnnotations(),
+		})
+		return append([]byte("\x00sigstore-json\n"), raw...), err
+	}
+	return nil, fmt.Errorf("store signature: crid does not know its format (%T)", sig)
+}
+
+// signedStore is the store for one pull, which gets the signatures together with the image: without them it could not be
+// used where a policy asks for them.
+type signedStore struct {
+	cstorage.Store
+	signatures
+}
+
+func (s signedStore) CreateImage(id string, names []string, layer, metadata string, o *cstorage.ImageOptions) (*cstorage.Image, error) {
+	defer failpoint.Hit("storage/pull/image-made")
+	if s.of == "" || o == nil { // the library never leaves them out
+		return s.Store.CreateImage(id, names, layer, metadata, o)
+	}
+	with := *o
+	var err error
+	if with.Metadata, err = withSizes(with.Metadata, map[digest.Digest][]int{s.of: s.sizes()}); err != nil {
+		return nil, err
+	}
+	data := s.data()
+	with.BigData = append(slices.Clone(with.BigData), cstorage.ImageBigDataOption{Key: s.key(), Data: data, Digest: digest.FromBytes(data)})
+	return s.Store.CreateImage(id, names, layer, metadata, &with)
+}
+
+// SetMetadata is called by the library for an image that is stored already, with metadata that knows nothing of the signatures that
+// it has.
+func (s signedStore) SetMetadata(id, metadata string) error {
+	img, err := s.Store.Image(id)
+	if err != nil {
+		return err
+	}
+	_, sizes, err := parseSizes(img.Metadata)
+	if err != nil {
+		return err
+	}
+	if metadata, err = withSizes(metadata, sizes); err != nil {
+		return err
+	}
+	defer failpoint.Hit("storage/pull/image-told")
+	return s.Store.SetMetadata(id, metadata)
+}
+
+// maxSignatures is how many signatures are kept of a manifest; nobody needs more than a few.
+const maxSignatures = 128
+
+// keepSignatures adds to the signatures of a stored image those that its registry has now. None is taken away: the same image may
+// come from elsewhere, where nobody has signed it.
+func (s *Images) keepSignatures(id string, sig signatures) error {
+	if sig.of == "" {
+		return nil
+	}
+	fail := func(err error) error { return fmt.Errorf("keep signatures of image %s: %w", id, err) }
+	img, err := s.store.Image(id)
+	if err != nil {
+		return fail(err)
+	}
+	stored, err := s.storedSignatures(img, sig.of)
+	if err != nil {
+		return fail(err)
+	}
+	for _, blob := range stored.blobs {
+		if len(sig.blobs) < maxSignatures && !slices.ContainsFunc(sig.blobs, func(b []byte) bool { return bytes.Equal(b, blob) }) {
+			sig.blobs = append(sig.blobs, blob)
+		}
+	}
+	metadata, err := withSizes(img.Metadata, map[digest.Digest][]int{sig.of: sig.sizes()})
+	if err != nil {
+		return fail(err)
+	}
+	if metadata == img.Metadata && bytes.Equal(sig.data(), stored.data()) {
+		return nil
+	}
+	// Between the two the lengths may be wrong, and the signatures cannot be read until the next pull.
+	if err := s.store.SetImageBigData(id, sig.key(), sig.data(), manifest.Digest); err != nil {
+		return fail(err)
+	}
+	failpoint.Hit("storage/signatures/stored")
+	if err := s.store.SetMetadata(id, metadata); err != nil {
+		return fail(err)
+	}
+	failpoint.Hit("storage/signatures/told")
+	return nil
+}
+
+// storedSignatures are those of one manifest of an image; none when they are damaged, since the next pull brings them.
+func (s *Images) storedSignatures(img *cstorage.Image, of digest.Digest) (signatures, error) {
+	sig := signatures{of: of}
+	_, all, err := parseSizes(img.Metadata)
+	if err != nil || len(all[of]) == 0 {
+		return sig, err
+	}
+	data, err := s.store.ImageBigData(img.ID, sig.key())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return sig, err
+	}
+	for _, size := range all[of] {
+		if size < 0 || size > len(data) {
+			return signatures{of: of}, nil
+		}
+		sig.blobs, data = append(sig.blobs, data[:size]), data[size:]
+	}
+	return sig, nil
+}
+
+// withSizes puts lengths of signatures into an image's metadata and leaves what else there is. What is there already stays as it
+// is written.
+func withSizes(metadata string, more map[digest.Digest][]int) (string, error) {
+	all, sizes, err := parseSizes(metadata)
+	if err != nil {
+		return "", err
+	}
+	had := maps.Clone(sizes)
+	if sizes == nil {
+		sizes = map[digest.Digest][]int{}
+	}
+	maps.Copy(sizes, more)
+	if maps.EqualFunc(had, sizes, slices.Equal) {
+		return metadata, nil
+	}
+	if all[sizesKey], err = json.Marshal(sizes); err != nil {
+		return "", err
+	}
+	out, err := json.Marshal(all)
+	return string(out), err
+}
+
+// parseSizes reads an image's metadata, and in it the lengths of signatures.
+func parseSizes(metadata string) (all map[string]json.RawMessage, sizes map[digest.Digest][]int, err error) {
+	all = map[string]json.RawMessage{}
+	if metadata == "" {
+		return all, nil, nil
+	}
+	if err := json.Unmarshal([]byte(metadata), &all); err != nil || all == nil {
+		return nil, nil, fmt.Errorf("the image's metadata is not containers/image's: %w", err)
+	}
+	if raw, ok := all[sizesKey]; ok {
+		if err := json.Unmarshal(raw, &sizes); err != nil {
+			return nil, nil, fmt.Errorf("the image's metadata is not containers/image's: %w", err)
+		}
+	}
+	return all, sizes, nil
+}
+
+// signedManifests are the manifests of an image of which signatures are stored apart.
+func signedManifests(img *cstorage.Image) ([]digest.Digest, error) {
+	_, sizes, err := parseSizes(img.Metadata)
+	return slices.Sorted(maps.Keys(sizes)), err
+}
