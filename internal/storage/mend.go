@@ -29,7 +29,7 @@ func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, p
 	if err != nil {
 		return "", err
 	}
-	if len(broken) > 0 {
+	if len(broken) > 0 && !isEncrypted(img) {
 		if err := s.mendLayers(ctx, src.blobs(), img); err != nil {
 			return "", err
 		}
@@ -45,7 +45,7 @@ func (s *Images) copyOrMend(ctx context.Context, d download, src *remoteImage, p
 	if err := s.bringLayers(ctx, src.blobs(), plan); err != nil {
 		return "", err
 	}
-	id, err := s.copyRecord(ctx, d, src, pulled)
+	id, err := s.copyRecord(ctx, d, src, record{img, pulled})
 	if was := img.ConfigInfo().Digest.Encoded(); errors.Is(err, cstorage.ErrDuplicateID) && s.index.Load().damaged[was] != nil {
 		err = errors.Join(err, s.erase(ctx, was)) // its record names other layers; without it the pull is tried again
 	}

@@ -150,9 +150,27 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	return Image{}, fmt.Errorf("it was removed while it was pulled: %w", errdef.Unavailable)
 }
 
+// record is what the store is to know of an image.
+type record struct {
+	img  types.Image
+	name reference.Named // with its digest
+}
+
 // copyRecord makes the store's record of the image. Its layers are in the store, unless planLayers knows none.
-func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, pulled reference.Named) (_ string, err error) {
-	dst, err := istorage.Transport.NewStoreReference(signedStore{s.recordStore(), src.signed}, pulled, "")
+func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, r record) (_ string, err error) {
+	options := &copy.Options{
+		SourceCtx:        d.sys,
+		DestinationCtx:   d.sys,
+		RemoveSignatures: true, // signedStore brings them
+	}
+	id := ""
+	if isEncrypted(r.img) {
+		if options.OciDecryptConfig, err = s.decryption(); err != nil {
+			return "", err
+		}
+		r.name, id = nil, r.img.ConfigInfo().Digest.Encoded() // its name follows: the library gives no manifest the name of another's digest
+	}
+	dst, err := istorage.Transport.NewStoreReference(signedStore{s.recordStore(), src.signed}, r.name, id)
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
@@ -162,13 +180,8 @@ func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, p
 	}
 	defer func() { err = errors.Join(err, checked.Destroy()) }()
 	var stored types.ImageReference
-	_, err = copy.Image(ctx, checked, dst, src, &copy.Options{
-		SourceCtx:               d.sys,
-		DestinationCtx:          d.sys,
-		ReportResolvedReference: &stored,
-		RemoveSignatures:        true, // signedStore brings them
-	})
-	if err != nil {
+	options.ReportResolvedReference = &stored
+	if _, err = copy.Image(ctx, checked, dst, src, options); err != nil {
 		return "", err
 	}
 	failpoint.Hit("storage/pull/copied")

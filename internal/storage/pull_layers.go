@@ -63,14 +63,15 @@ func (p *layerPlan) await(ctx context.Context) error {
 }
 
 // planLayers is what an image consists of, the lowest layer first. It is nil for an image that only the library can bring
-// into the store: one of Docker's first schema, that does not tell what is in its layers, and one for another system.
+// into the store: one of Docker's first schema, that does not tell what is in its layers, one for another system, and one that is
+// encrypted.
 func planLayers(ctx context.Context, img types.Image, meters []*meter) ([]*layerPlan, error) {
 	config, err := img.OCIConfig(ctx)
 	if err != nil {
 		return nil, nil // which the library tells of
 	}
 	infos := img.LayerInfos()
-	if len(infos) != len(config.RootFS.DiffIDs) || len(infos) != len(meters) || config.OS != "linux" {
+	if len(infos) != len(config.RootFS.DiffIDs) || len(infos) != len(meters) || config.OS != "linux" || isEncrypted(img) {
 		return nil, nil
 	}
 	if len(infos) > maxLayers {

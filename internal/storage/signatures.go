@@ -26,11 +26,14 @@ const sizesKey = "signatures-sizes"
 
 // signatures are those of one manifest, as the library stores them. The zero value is nothing to be stored.
 type signatures struct {
-	of    digest.Digest
-	blobs [][]byte
+	of       digest.Digest
+	manifest []byte // which the store need not have: it gets another one of an image that was encrypted
+	blobs    [][]byte
 }
 
 func (s signatures) key() string { return "signature-" + s.of.Encoded() }
+
+func (s signatures) manifestKey() string { return "manifest-" + s.of.String() }
 
 func (s signatures) data() []byte { return slices.Concat(s.blobs...) }
 
@@ -52,7 +55,7 @@ func signaturesOf(ctx context.Context, img *image.UnparsedImage) (signatures, er
 	if err != nil {
 		return signatures{}, fmt.Errorf("fetch signatures: %w", err)
 	}
-	var s signatures
+	s := signatures{manifest: raw}
 	if s.of, err = manifest.Digest(raw); err != nil {
 		return signatures{}, fmt.Errorf("digest manifest: %w", err)
 	}
@@ -103,6 +106,9 @@ func (s signedStore) CreateImage(id string, names []string, layer, metadata stri
 	}
 	data := s.data()
 	with.BigData = append(slices.Clone(with.BigData), cstorage.ImageBigDataOption{Key: s.key(), Data: data, Digest: digest.FromBytes(data)})
+	if !slices.ContainsFunc(with.BigData, func(d cstorage.ImageBigDataOption) bool { return d.Key == s.manifestKey() }) {
+		with.BigData = append(with.BigData, cstorage.ImageBigDataOption{Key: s.manifestKey(), Data: s.manifest, Digest: s.of})
+	}
 	return s.Store.CreateImage(id, names, layer, metadata, &with)
 }
 
@@ -154,11 +160,17 @@ func (s *Images) keepSignatures(id string, sig signatures) error {
 	if metadata == img.Metadata && bytes.Equal(sig.data(), stored.data()) {
 		return nil
 	}
-	// Between the two the lengths may be wrong, and the signatures cannot be read until the next pull.
-	if err := s.store.SetImageBigData(id, sig.key(), sig.data(), manifest.Digest); err != nil {
-		return fail(err)
+	items := []cstorage.ImageBigDataOption{{Key: sig.manifestKey(), Data: sig.manifest}, {Key: sig.key(), Data: sig.data()}}
+	if slices.Contains(img.BigDataNames, sig.manifestKey()) {
+		items = items[1:]
 	}
-	failpoint.Hit("storage/signatures/stored")
+	// Until the metadata follows, the lengths may be wrong, and the signatures cannot be read until the next pull.
+	for _, item := range items {
+		if err := s.store.SetImageBigData(id, item.Key, item.Data, manifest.Digest); err != nil {
+			return fail(err)
+		}
+		failpoint.Hit("storage/signatures/stored")
+	}
 	if err := s.store.SetMetadata(id, metadata); err != nil {
 		return fail(err)
 	}
