@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/directory"
+	dockerarchive "go.podman.io/image/v5/docker/archive"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/image"
+	ociarchive "go.podman.io/image/v5/oci/archive"
 	"go.podman.io/image/v5/signature"
 	istorage "go.podman.io/image/v5/storage"
 	"go.podman.io/image/v5/types"
@@ -140,6 +144,9 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 			return Image{}, false, err
 		}
 	}
+	if err := s.noteLoaded(id.Encoded(), img.transport); err != nil {
+		return Image{}, false, err
+	}
 	if err := s.nameImage(id.Encoded(), img.allNames()...); err != nil {
 		return Image{}, false, err
 	}
@@ -151,6 +158,38 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 		return Image{}, false, fmt.Errorf("it was removed while it was loaded, or is damaged (load it again): %w: %w", errors.Join(s.index.Load().damaged[id.Encoded()]), errdef.Unavailable)
 	}
 	return e.image, existed, nil
+}
+
+// loadedBy begins the names of what says in the store by which transports an image was loaded: the signature policy is asked
+// about it by the same when it is used.
+const loadedBy = "crid-loaded-"
+
+func (s *Images) noteLoaded(id string, by types.ImageTransport) error {
+	noted, err := s.store.ListImageBigData(id)
+	if err != nil {
+		return fmt.Errorf("note that image %s was loaded: %w", id, err)
+	}
+	key := loadedBy + by.Name()
+	if slices.Contains(noted, key) {
+		return nil
+	}
+	if err := s.store.SetImageBigData(id, key, []byte(by.Name()), nil); err != nil {
+		return fmt.Errorf("note that image %s was loaded: %w", id, err)
+	}
+	failpoint.Hit("storage/load/noted")
+	return nil
+}
+
+// archivesOf are the image as the archives that it was loaded from.
+func (s *Images) archivesOf(id string) ([]types.ImageReference, error) {
+	noted, err := s.store.ListImageBigData(id)
+	var all []types.ImageReference
+	for _, by := range []types.ImageTransport{ociarchive.Transport, dockerarchive.Transport, directory.Transport} {
+		if slices.Contains(noted, loadedBy+by.Name()) {
+			all = append(all, &archivedImage{transport: by})
+		}
+	}
+	return all, err
 }
 
 // allNames are those of the archive, and with the digest of the manifest, where the archive says it: a pod may ask for

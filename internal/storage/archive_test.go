@@ -282,9 +282,15 @@ func TestThePolicyRulesWhatIsLoaded(t *testing.T) {
 		w := newWorld(t)
 		w.PolicyPath = filepath.Join(w.dir, "policy.json")
 		check(t, os.WriteFile(w.PolicyPath, []byte(c.policy), 0o600))
-		_, err := tryLoad(t.Context(), w.open(t), legacySave(t, map[string]v1.Image{fullName: img}), "")
+		s := w.open(t)
+		_, err := tryLoad(t.Context(), s, legacySave(t, map[string]v1.Image{fullName: img}), "")
 		if c.well && err != nil || !c.well && !errors.Is(err, errdef.SignatureInvalid) {
 			t.Errorf("%s: %v", c.policy, err)
+		}
+		if c.well {
+			check(t, s.Permit(t.Context(), Use{ImageID: idOf(t, img), Name: fullName}))
+			check(t, os.WriteFile(w.PolicyPath, []byte(`{"default":[{"type":"reject"}],"transports":{"oci-archive":{"":[{"type":"insecureAcceptAnything"}]}}}`), 0o600))
+			wantRefused(t, s.Permit(t.Context(), Use{ImageID: idOf(t, img), Name: fullName}))
 		}
 	}
 }

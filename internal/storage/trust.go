@@ -131,8 +131,12 @@ func (s *Images) Permit(ctx context.Context, u Use) error {
 		return err
 	}
 	defer policy.Destroy() // it has nothing to lose
+	refs, err := s.archivesOf(u.ImageID)
+	if err != nil {
+		return fmt.Errorf("image %s: find out where it is from: %w", u.ImageID, err)
+	}
 	var failed error
-	for _, ref := range s.references(e.image, u.Name) {
+	for _, ref := range append(s.references(e.image, u.Name), refs...) {
 		if ok, _ := policy.IsRunningImageAllowed(ctx, unsigned{ref}); ok {
 			return nil
 		}
