@@ -87,7 +87,6 @@ var fuzzed = map[string]string{
 	"internal/storage.readPlace":          "- crid's own record: one that cannot be read is written anew",
 	"internal/storage.run":                "FuzzSplit",
 	"internal/storage.parseSizes":         "FuzzSizes",
-	"internal/storage.wellFormed":         "FuzzLists",
 	"internal/stream.readSizes":           "FuzzSizes",
 	"internal/stream.take":                "FuzzPairs",
 }
