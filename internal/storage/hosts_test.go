@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -20,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseHosts(t *testing.T) {
@@ -299,4 +302,50 @@ func TestHostsAreToldOnce(t *testing.T) {
 	if _, err := os.Stat(s.hostsDir()); !os.IsNotExist(err) {
 		t.Errorf("after a start: %v", err)
 	}
+}
+
+// A directory of the system's with certificates counts for its host, also where a hosts.toml names none, and a mirror that serves
+// tags or digests only is asked for nothing else.
+func TestWhatTheSystemSaysOfRegistries(t *testing.T) {
+	r, mirror := newRegistry(t), newRegistry(t)
+	ca := newAuthority(t)
+	safe := r.overTLS(t, ca, nil)
+	digest := r.push(t, "a:1", simple(t, "a"))
+	w := newWorld(t)
+	overlayEtc(t, w)
+	s := w.open(t)
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: safe.host + "/a:1"}); err == nil {
+		t.Error("an unknown authority is trusted")
+	}
+	check(t, os.MkdirAll("/etc/containers/certs.d/"+safe.host, 0o755))
+	check(t, os.WriteFile("/etc/containers/certs.d/"+safe.host+"/ca.crt", ca.pem, 0o644))
+	pull(t, s, safe.host+"/a:1")
+	w.hosts(t, "described.example", "server = \"https://"+safe.host+"\"")
+	pull(t, s, "described.example/a:1")
+
+	asked := mirror.asked()
+	for restriction, ref := range map[string]string{"digest-only": ":1", "tag-only": "@" + digest} {
+		w.registries(t, fmt.Sprintf("[[registry]]\nlocation=%q\n[[registry.mirror]]\nlocation=%q\ninsecure=true\npull-from-mirror=%q\n", safe.host, mirror.host, restriction))
+		pull(t, s, safe.host+"/a"+ref)
+		if got := asked(); len(got) > 0 {
+			t.Errorf("a mirror for %s was asked %v", restriction, got)
+		}
+	}
+	w.registries(t, fmt.Sprintf("[[registry]]\nlocation=%q\nblocked=true\n", safe.host))
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: safe.host + "/a:1"}); err == nil || !strings.Contains(err.Error(), "blocked") {
+		t.Errorf("a blocked registry: %v", err)
+	}
+	check(t, os.MkdirAll(w.RegistriesConfDir, 0o755))
+	w.registries(t, "")
+	check(t, os.WriteFile(filepath.Join(w.RegistriesConfDir, "50.conf"), fmt.Appendf(nil, "[[registry]]\nprefix=\"dropped.example\"\nlocation=%q\n", safe.host), 0o600))
+	pull(t, s, "dropped.example/a:1")
+}
+
+// overlayEtc lets the test write below /etc, where nobody else sees it.
+func overlayEtc(t *testing.T, w *world) {
+	t.Helper()
+	upper, work := w.in("etc"), w.in("etc-work")
+	check(t, errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)))
+	check(t, unix.Mount("overlay", "/etc", "overlay", 0, fmt.Sprintf("lowerdir=/etc,upperdir=%s,workdir=%s", upper, work)))
+	t.Cleanup(func() { check(t, unix.Unmount("/etc", unix.MNT_DETACH)) })
 }
