@@ -18,7 +18,8 @@ import (
 type Library interface {
 	Archives
 	Shelf
-	Users(id string) []string // ids of the containers that an image cannot be removed because of
+	Users(id string) []string                      // ids of the containers that an image cannot be removed because of
+	Share(id string) (_ storage.Share, known bool) // how its bytes on the disk divide
 }
 
 // Archives takes images from archives, and writes archives of them.
@@ -55,9 +56,11 @@ func checkRefs(field string, refs []string) error {
 }
 
 func (s *adminService) shape(img storage.Image) *admin.Image {
+	share, _ := s.admin.Library.Share(img.ID)
 	return &admin.Image{
 		Id: img.ID, Tags: img.RepoTags, Digests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned,
-		Users: s.admin.Library.Users(img.ID),
+		Users:     s.admin.Library.Users(img.ID),
+		Exclusive: share.Exclusive, Shared: share.Shared, ArtifactType: img.ArtifactType, Store: img.Store,
 	}
 }
 

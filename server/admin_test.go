@@ -49,6 +49,10 @@ func (f *fakeLibrary) Save(_ context.Context, _ storage.SaveRequest, out io.Writ
 	return errors.Join(f.err, err)
 }
 
+func (f *fakeLibrary) Share(string) (storage.Share, bool) {
+	return storage.Share{Exclusive: 7, Shared: 8}, true
+}
+
 func (f *fakeLibrary) Inspect(_ context.Context, ref string) (storage.Details, error) {
 	if ref != "a:1" {
 		return storage.Details{}, fmt.Errorf("image %s: %w", ref, errdef.NotFound)
@@ -212,7 +216,8 @@ func TestImagesByHand(t *testing.T) {
 	h, c := withAdmin(t)
 	ctx := t.Context()
 	listed, err := all(t, must(t, c.ListImages, &admin.ListImagesRequest{}), nil)
-	if err != nil || len(listed) != 2 || listed[0].GetId() != "1d" || !listed[0].GetPinned() || listed[0].GetDigests()[0] != "a@sha256:11" {
+	if err != nil || len(listed) != 2 || listed[0].GetId() != "1d" || !listed[0].GetPinned() || listed[0].GetDigests()[0] != "a@sha256:11" ||
+		listed[0].GetExclusive() != 7 || listed[0].GetShared() != 8 {
 		t.Errorf("list: %v, %v", listed, err)
 	}
 	if one, err := all(t, must(t, c.ListImages, &admin.ListImagesRequest{Ref: "b:1"}), nil); err != nil || len(one) != 1 || one[0].GetId() != "2d" {

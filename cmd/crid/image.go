@@ -139,10 +139,18 @@ type imageView struct {
 	Size    uint64   `json:"size"` // bytes
 	Pinned  bool     `json:"pinned"`
 	Users   []string `json:"users"` // ids of containers
+
+	Exclusive    uint64 `json:"exclusive"`    // bytes on the disk that are its alone
+	Shared       uint64 `json:"shared"`       // bytes on the disk of layers that others have as well
+	ArtifactType string `json:"artifactType"` // empty: an image
+	Store        string `json:"store"`        // empty: crid's own
 }
 
 func viewOf(i *admin.Image) imageView {
-	return imageView{ID: i.GetId(), Tags: listed(i.GetTags()), Digests: listed(i.GetDigests()), Size: i.GetSize(), Pinned: i.GetPinned(), Users: listed(i.GetUsers())}
+	return imageView{
+		ID: i.GetId(), Tags: listed(i.GetTags()), Digests: listed(i.GetDigests()), Size: i.GetSize(), Pinned: i.GetPinned(), Users: listed(i.GetUsers()),
+		Exclusive: i.GetExclusive(), Shared: i.GetShared(), ArtifactType: i.GetArtifactType(), Store: i.GetStore(),
+	}
 }
 
 // title is what people call the image.

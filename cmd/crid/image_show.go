@@ -58,14 +58,14 @@ func printIDs(cmd *cobra.Command, all []imageView) error {
 
 // tabulate gives each tag a line.
 func tabulate(t *tabwriter.Writer, all []imageView) {
-	fmt.Fprintln(t, "NAME\tID\tSIZE\tCONTAINERS\tPINNED")
+	fmt.Fprintln(t, "NAME\tID\tSIZE\tALONE\tCONTAINERS\tPINNED")
 	for _, i := range all {
 		names := i.Tags
 		if len(names) == 0 {
 			names = append(slices.Clone(i.Digests), "<none>")[:1]
 		}
 		for _, name := range names {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%v\n", plain(name), short(i.ID), bytesOf(i.Size), len(i.Users), i.Pinned)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%v\n", plain(name), short(i.ID), bytesOf(i.Size), bytesOf(i.Exclusive), len(i.Users), i.Pinned)
 		}
 	}
 }

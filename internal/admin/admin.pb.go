@@ -124,7 +124,11 @@ type Image struct {
 	Digests       []string               `protobuf:"bytes,3,rep,name=digests,proto3" json:"digests,omitempty"`
 	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"` // bytes
 	Pinned        bool                   `protobuf:"varint,5,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	Users         []string               `protobuf:"bytes,6,rep,name=users,proto3" json:"users,omitempty"` // ids of the containers that it cannot be removed because of
+	Users         []string               `protobuf:"bytes,6,rep,name=users,proto3" json:"users,omitempty"`                                   // ids of the containers that it cannot be removed because of
+	Exclusive     uint64                 `protobuf:"varint,7,opt,name=exclusive,proto3" json:"exclusive,omitempty"`                          // bytes on the disk that are its alone, which its removal gives back
+	Shared        uint64                 `protobuf:"varint,8,opt,name=shared,proto3" json:"shared,omitempty"`                                // bytes on the disk of layers that other images have as well
+	ArtifactType  string                 `protobuf:"bytes,9,opt,name=artifact_type,json=artifactType,proto3" json:"artifact_type,omitempty"` // what it is instead of an image that can be run; empty = an image
+	Store         string                 `protobuf:"bytes,10,opt,name=store,proto3" json:"store,omitempty"`                                  // the additional store that it lies in; empty = crid's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -199,6 +203,34 @@ func (x *Image) GetUsers() []string {
 		return x.Users
 	}
 	return nil
+}
+
+func (x *Image) GetExclusive() uint64 {
+	if x != nil {
+		return x.Exclusive
+	}
+	return 0
+}
+
+func (x *Image) GetShared() uint64 {
+	if x != nil {
+		return x.Shared
+	}
+	return 0
+}
+
+func (x *Image) GetArtifactType() string {
+	if x != nil {
+		return x.ArtifactType
+	}
+	return ""
+}
+
+func (x *Image) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
 }
 
 type ListImagesRequest struct {
@@ -1338,14 +1370,19 @@ const file_admin_proto_rawDesc = "" +
 	"\x06repair\x18\x01 \x01(\bR\x06repair\x12\x1a\n" +
 	"\bcontents\x18\x02 \x01(\bR\bcontents\"&\n" +
 	"\fFsckResponse\x12\x16\n" +
-	"\x06report\x18\x01 \x01(\fR\x06report\"\x87\x01\n" +
+	"\x06report\x18\x01 \x01(\fR\x06report\"\xf8\x01\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x18\n" +
 	"\adigests\x18\x03 \x03(\tR\adigests\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n" +
 	"\x06pinned\x18\x05 \x01(\bR\x06pinned\x12\x14\n" +
-	"\x05users\x18\x06 \x03(\tR\x05users\"%\n" +
+	"\x05users\x18\x06 \x03(\tR\x05users\x12\x1c\n" +
+	"\texclusive\x18\a \x01(\x04R\texclusive\x12\x16\n" +
+	"\x06shared\x18\b \x01(\x04R\x06shared\x12#\n" +
+	"\rartifact_type\x18\t \x01(\tR\fartifactType\x12\x14\n" +
+	"\x05store\x18\n" +
+	" \x01(\tR\x05store\"%\n" +
 	"\x11ListImagesRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"'\n" +
 	"\x13InspectImageRequest\x12\x10\n" +
