@@ -346,7 +346,7 @@ func TestArtifactNamesStayInside(t *testing.T) {
 func TestBrokenArtifactsLeaveNothing(t *testing.T) {
 	r := newRegistry(t)
 	s := newWorld(t, r).open(t)
-	for what, answer := range map[string]string{"short": "12", "long": "123456789", "other": "abcde"} {
+	for what, answer := range map[string]string{"long": "123456789", "other": "abcde"} {
 		p := parcel(t, "application/vnd.example.broken", "good", strings.Repeat("good", 10_000), "f", "12345")
 		r.put(t, "broken:1", p)
 		bad := "/blobs/" + digest.FromString("12345").String()
