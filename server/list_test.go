@@ -289,13 +289,24 @@ func quickHouse(n int) *house {
 
 // BenchmarkLists is the server's work for a list of a thousand, up to the bytes that gRPC is given.
 func BenchmarkLists(b *testing.B) {
-	s := &runtimeService{Server: quickHouse(1000).server}
+	h := quickHouse(1000)
+	for i := range 500 {
+		name := fmt.Sprintf("registry.example.com/team/app-%d", i)
+		h.images.images = append(h.images.images, storage.Image{
+			ID: fmt.Sprintf("%064d", i), Size: 1, Labels: map[string]string{"name": name}, Annotations: map[string]string{"org.opencontainers.image.created": "2026-01-01T00:00:00Z"},
+			RepoTags: []string{name + ":1"}, RepoDigests: []string{fmt.Sprintf("%s@sha256:%064d", name, i)},
+		})
+	}
+	s, images := &runtimeService{Server: h.server}, &imageService{Server: h.server}
 	for name, list := range map[string]func() (proto.Message, error){
 		"containers": func() (proto.Message, error) {
 			return s.ListContainers(b.Context(), &runtime.ListContainersRequest{})
 		},
 		"pods": func() (proto.Message, error) {
 			return s.ListPodSandbox(b.Context(), &runtime.ListPodSandboxRequest{})
+		},
+		"500 images": func() (proto.Message, error) {
+			return images.ListImages(b.Context(), &runtime.ListImagesRequest{})
 		},
 	} {
 		b.Run(name, func(b *testing.B) {
