@@ -261,6 +261,9 @@ func TestImagesByHand(t *testing.T) {
 func TestAPullByHandTellsNobodyItsSecrets(t *testing.T) {
 	h, c := withAdmin(t)
 	answers, err := all(t, must(t, c.PullImage, &admin.PullImageRequest{Ref: "a:1", Auth: &admin.Auth{Username: "u", Password: "hunter2"}}), nil)
+	if len(answers) != 2 || answers[0].GetProgress().GetLayers()[0].GetDone() != 3 {
+		t.Fatalf("pull: %v, %v", answers, err)
+	}
 	if err != nil || answers[len(answers)-1].GetImage().GetId() != "1d" || h.images.pulled.Auth != (storage.Auth{Username: "u", Password: "hunter2"}) {
 		t.Errorf("pull: %v, %v, with %v", answers, err, h.images.pulled.Auth)
 	}

@@ -295,6 +295,9 @@ type fakeImages struct {
 
 func (f *fakeImages) Pull(ctx context.Context, r storage.PullRequest) (storage.Image, error) {
 	f.pulled = r
+	if r.Progress != nil {
+		r.Progress([]storage.LayerProgress{{Digest: "sha256:1", Done: 3, Total: 4, State: storage.LayerPulling}})
+	}
 	if f.block {
 		<-ctx.Done()
 		return storage.Image{}, ctx.Err()

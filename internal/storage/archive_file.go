@@ -19,9 +19,10 @@ import (
 
 // What an archive of images may ask for, besides the disk.
 const (
-	maxMembers     = 1 << 16   // files: a layer is one
-	maxMemberNames = 16 << 20  // bytes of their names, which are held in memory
-	maxArchiveJSON = 4 << 20   // bytes of a manifest, a list or a configuration
+	maxMembers     = 1 << 16  // files: a layer is one
+	maxMemberNames = 16 << 20 // bytes of their names, which are held in memory
+	maxArchiveJSON = 4 << 20  // bytes of a manifest, a list or a configuration
+	maxImages      = 4096
 	maxLinks       = 8         // from one member to the next
 	spoolBuffer    = 256 << 10 // bytes
 )
@@ -32,6 +33,7 @@ const (
 type archiveFile struct {
 	file    *os.File
 	members map[string]member
+	sizes   map[string]int64 // of layers that had to be read for that; one goroutine asks
 }
 
 // member is where the content of a file of the archive lies.
@@ -50,12 +52,16 @@ func (s *Images) spool(ctx context.Context, from io.Reader) (_ *archiveFile, err
 	err = os.Remove(file.Name())
 	failpoint.Hit("storage/load/unlinked")
 	if err == nil {
-		a := &archiveFile{file: file}
+		a := newArchiveFile(file)
 		if a.members, err = a.fill(within(ctx, from)); err == nil {
 			return a, nil
 		}
 	}
 	return nil, errors.Join(err, file.Close())
+}
+
+func newArchiveFile(file *os.File) *archiveFile {
+	return &archiveFile{file: file, sizes: map[string]int64{}}
 }
 
 func (a *archiveFile) close() error { return a.file.Close() }

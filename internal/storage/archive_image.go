@@ -21,7 +21,8 @@ import (
 type archivedImage struct {
 	transport  types.ImageTransport
 	names      []reference.Named
-	listed     digest.Digest // of the manifest, where the archive says it
+	listed     digest.Digest                   // of the manifest, where the archive says it
+	open       func(ctx context.Context) error // to be called before anything is asked of the image
 	manifest   []byte
 	signatures [][]byte
 	blob       func(ctx context.Context, d digest.Digest) (io.ReadCloser, int64, error)

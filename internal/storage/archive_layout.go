@@ -18,6 +18,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 	ociarchive "go.podman.io/image/v5/oci/archive"
 	"go.podman.io/storage/pkg/archive"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -33,7 +34,7 @@ const (
 // annotationName is where docker, buildkit and containerd write an image's full name.
 const annotationName = "io.containerd.image.name"
 
-// images finds what the archive holds. One that is both an OCI layout and an archive of docker save, as Docker makes them
+// images finds what the archive holds, and reads nothing of an image yet: many may name the same large member. One that is both an OCI layout and an archive of docker save, as Docker makes them
 // since version 25, counts as the first: its manifests are the registry's own.
 func (a *archiveFile) images() ([]*archivedImage, error) {
 	switch {
@@ -87,11 +88,11 @@ func (a *archiveFile) ociImages() ([]*archivedImage, error) {
 			continue
 		}
 		img := &archivedImage{transport: ociarchive.Transport, blob: a.ociBlob, listed: d.Digest, names: names}
-		raw, err := img.small(context.Background(), d.Digest) // of a file: nothing is waited for
-		if err != nil {
-			return nil, err
+		img.open = func(ctx context.Context) (err error) {
+			img.manifest, err = img.small(ctx, img.listed)
+			return err
 		}
-		img.manifest, known[d.Digest] = raw, img
+		known[d.Digest] = img
 		all = append(all, img)
 	}
 	if len(all) == 0 {
@@ -121,7 +122,7 @@ func (a *archiveFile) dirImage() ([]*archivedImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &archivedImage{transport: directory.Transport, manifest: raw}
+	img := &archivedImage{transport: directory.Transport, manifest: raw, open: func(context.Context) error { return nil }}
 	img.blob = func(ctx context.Context, d digest.Digest) (io.ReadCloser, int64, error) {
 		if err := d.Validate(); err != nil {
 			return nil, 0, fmt.Errorf("%q of the archive: %w: %w", d, err, errdef.Invalid)
@@ -158,10 +159,15 @@ func (a *archiveFile) dockerImages() ([]*archivedImage, error) {
 	}
 	var all []*archivedImage
 	for i, d := range listed {
-		img, err := a.dockerImage(d)
-		if err != nil {
-			return nil, fmt.Errorf("image %d of the archive: %w", i+1, err)
+		img := &archivedImage{transport: dockerarchive.Transport}
+		for _, tag := range d.RepoTags {
+			named, err := reference.ParseNormalizedNamed(tag)
+			if err != nil {
+				return nil, fmt.Errorf("image %d of the archive: its tag %q: %w: %w", i+1, tag, err, errdef.Invalid)
+			}
+			img.names = append(img.names, canonical(named))
 		}
+		img.open = func(ctx context.Context) error { return a.openDocker(ctx, img, d) }
 		all = append(all, img)
 	}
 	if len(all) == 0 {
@@ -170,26 +176,18 @@ func (a *archiveFile) dockerImages() ([]*archivedImage, error) {
 	return all, nil
 }
 
-// dockerImage makes an image of what docker save has written of it, with the manifest that podman and skopeo make of it, too.
-func (a *archiveFile) dockerImage(d dockerImage) (*archivedImage, error) {
+// openDocker makes an image of what docker save has written of it, with the manifest that podman and skopeo make of it, too.
+func (a *archiveFile) openDocker(ctx context.Context, img *archivedImage, d dockerImage) error {
 	config, err := a.read(d.Config)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	diffIDs, err := diffIDsOf(config)
 	if err != nil {
-		return nil, fmt.Errorf("%s of the archive: %w", d.Config, err)
+		return fmt.Errorf("%s of the archive: %w", d.Config, err)
 	}
 	if len(diffIDs) != len(d.Layers) {
-		return nil, fmt.Errorf("it has %d layers, and its configuration %d: %w", len(d.Layers), len(diffIDs), errdef.Invalid)
-	}
-	img := &archivedImage{transport: dockerarchive.Transport}
-	for _, tag := range d.RepoTags {
-		named, err := reference.ParseNormalizedNamed(tag)
-		if err != nil {
-			return nil, fmt.Errorf("its tag %q: %w: %w", tag, err, errdef.Invalid)
-		}
-		img.names = append(img.names, canonical(named))
+		return fmt.Errorf("it has %d layers, and its configuration %d: %w", len(d.Layers), len(diffIDs), errdef.Invalid)
 	}
 	id, layers := digest.FromBytes(config), map[digest.Digest]string{}
 	for i, diffID := range diffIDs {
@@ -201,8 +199,8 @@ func (a *archiveFile) dockerImage(d dockerImage) (*archivedImage, error) {
 		}
 		return a.plainLayer(ctx, layers[d])
 	}
-	img.manifest, err = a.dockerManifest(imgspec.Descriptor{Digest: id, Size: int64(len(config))}, diffIDs, layers)
-	return img, err
+	img.manifest, err = a.dockerManifest(ctx, imgspec.Descriptor{Digest: id, Size: int64(len(config))}, diffIDs, layers)
+	return err
 }
 
 // diffIDsOf are the layers that a configuration names, the lowest first.
@@ -218,17 +216,17 @@ func diffIDsOf(config []byte) ([]digest.Digest, error) {
 	return parsed.RootFS.DiffIDs, nil
 }
 
-func (a *archiveFile) dockerManifest(config imgspec.Descriptor, diffIDs []digest.Digest, layers map[digest.Digest]string) ([]byte, error) {
+func (a *archiveFile) dockerManifest(ctx context.Context, config imgspec.Descriptor, diffIDs []digest.Digest, layers map[digest.Digest]string) ([]byte, error) {
 	described := []manifest.Schema2Descriptor{}
 	for _, diffID := range diffIDs {
 		if err := diffID.Validate(); err != nil {
 			return nil, fmt.Errorf("layer %q: %w: %w", diffID, err, errdef.Invalid)
 		}
-		r, err := a.open(layers[diffID])
+		size, err := a.plainSize(ctx, layers[diffID])
 		if err != nil {
 			return nil, err
 		}
-		described = append(described, manifest.Schema2Descriptor{MediaType: manifest.DockerV2Schema2LayerMediaType, Size: r.Size(), Digest: diffID})
+		described = append(described, manifest.Schema2Descriptor{MediaType: manifest.DockerV2Schema2LayerMediaType, Size: size, Digest: diffID})
 	}
 	m := manifest.Schema2FromComponents(manifest.Schema2Descriptor{
 		MediaType: manifest.DockerV2Schema2ConfigMediaType, Size: config.Size, Digest: config.Digest,
@@ -255,4 +253,31 @@ func (a *archiveFile) plainLayer(ctx context.Context, name string) (io.ReadClose
 		return nil, 0, fmt.Errorf("decompress %s of the archive: %w: %w", name, err, errdef.Invalid)
 	}
 	return plain, -1, nil
+}
+
+// plainSize is how large a layer of docker save is, uncompressed. One that is compressed has to be read for that: a layer that
+// is larger than what its disk has left could not be stored.
+func (a *archiveFile) plainSize(ctx context.Context, name string) (int64, error) {
+	if size, known := a.sizes[name]; known {
+		return size, nil
+	}
+	plain, size, err := a.plainLayer(ctx, name)
+	if err != nil || size >= 0 {
+		return size, err
+	}
+	defer plain.Close() // of what was only read
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(a.file.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("ask for the room on the disk: %w", err)
+	}
+	room := int64(st.Bavail) * st.Bsize
+	size, err = io.Copy(io.Discard, io.LimitReader(plain, room+1))
+	if err != nil {
+		return 0, fmt.Errorf("decompress %s of the archive: %w: %w", name, err, errdef.Invalid)
+	}
+	if size > room {
+		return 0, fmt.Errorf("%s of the archive is larger than the %d bytes that the disk of the image store has left: %w", name, room, errdef.Exhausted)
+	}
+	a.sizes[name] = size
+	return size, nil
 }

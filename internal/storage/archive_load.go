@@ -61,9 +61,12 @@ func (s *Images) Load(ctx context.Context, r LoadRequest) (err error) {
 	if len(images) > 1 && given != nil {
 		return fmt.Errorf("the archive holds %d images, which cannot have the one name %s: %w", len(images), r.Name, errdef.Invalid)
 	}
+	if len(images) > maxImages {
+		return fmt.Errorf("the archive holds %d images, %d are allowed: %w", len(images), maxImages, errBounds)
+	}
 	began := time.Now()
-	for _, img := range images {
-		if given != nil {
+	for i, img := range images {
+		if images[i] = nil; given != nil { // what was read of it goes with it
 			img.names = given
 		}
 		stored, existed, err := s.loadImage(ctx, img)
@@ -122,9 +125,15 @@ func (s *Images) loadImage(ctx context.Context, img *archivedImage) (stored Imag
 }
 
 func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *signature.PolicyContext) (_ Image, existed bool, err error) {
+	if err := img.open(ctx); err != nil {
+		return Image{}, false, err
+	}
 	sys := s.systemContext(Auth{})
 	chosen, err := instanceOf(ctx, img, sys)
 	if err != nil {
+		return Image{}, false, err
+	}
+	if err := onlyImage(ctx, chosen); err != nil {
 		return Image{}, false, err
 	}
 	if _, err := policy.IsRunningImageAllowed(ctx, chosen); err != nil {
@@ -192,6 +201,19 @@ func (s *Images) archivesOf(id string) ([]types.ImageReference, error) {
 	return all, err
 }
 
+// onlyImage refuses what crid does not take, or takes from registries alone.
+func onlyImage(ctx context.Context, chosen *image.UnparsedImage) error {
+	raw, kind, err := chosen.Manifest(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdef.Invalid)
+	}
+	artifact, err := examine(raw, kind)
+	if err == nil && artifact != nil {
+		err = fmt.Errorf("it is an artifact, and these come from registries (pull it): %w", errdef.Unsupported)
+	}
+	return err
+}
+
 // allNames are those of the archive, and with the digest of the manifest, where the archive says it: a pod may ask for
 // either, as after a pull.
 func (a *archivedImage) allNames() []reference.Named {
@@ -206,9 +228,21 @@ func (a *archivedImage) allNames() []reference.Named {
 
 // copyArchived brings the image into the store without a name.
 func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image) (err error) {
-	id := described.ConfigInfo().Digest.Encoded()
-	bounds := boundedSource{img, new(atomic.Uint64), new(board)}
+	id, shown := described.ConfigInfo().Digest.Encoded(), new(board) // which nobody looks at
+	bounds := boundedSource{img, new(atomic.Uint64), shown}
 	if err := s.mendLayers(ctx, bounds, described); err != nil {
+		return err
+	}
+	meters := []*meter{}
+	for _, layer := range described.LayerInfos() {
+		meters = append(meters, newMeter(layer.Digest, layer.Size))
+	}
+	shown.show(meters)
+	plan, err := planLayers(ctx, described, meters)
+	if err == nil {
+		err = s.bringLayers(ctx, bounds, plan)
+	}
+	if err != nil {
 		return err
 	}
 	if s.index.Load().damaged[id] != nil {
