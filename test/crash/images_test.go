@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"os"
@@ -30,9 +31,6 @@ var imageScenarios = []scenario{
 	{name: "Untag", set: untag, cases: of("storage/untag/")},
 }
 
-// loaded is the name of the image that is loaded.
-const loaded = "example.com/loaded:1"
-
 // byHand runs `crid image`.
 func byHand(c *harness.Crid, args ...string) error {
 	out, err := exec.CommandContext(c.Context(), harness.Binary("crid"), append([]string{"--socket", c.Socket, "image"}, args...)...).CombinedOutput()
@@ -42,14 +40,24 @@ func byHand(c *harness.Crid, args ...string) error {
 	return nil
 }
 
-func load(t *testing.T, c *harness.Crid) act {
-	c.Pull(images.Busybox)
-	forget(t, c, images.Volume)
-	if err := c.Images.RemoveImage(c.Context(), &runtime.ImageSpec{Image: loaded}); err != nil {
-		t.Fatal(err)
+// seeded is an image that there has never been: what a crash leaves of another's layers serves no pull of it. A container of
+// it says its seed.
+func seeded(t *testing.T, c *harness.Crid) (ref string, says func()) {
+	t.Helper()
+	seed := rand.Text()
+	ref = c.Image(nil, images.Text("seed", seed))
+	return ref, func() {
+		if got := c.RunPod(onHost).Output("cat /seed", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = ref }); got != seed {
+			t.Errorf("a container of %s said %q, want %q", ref, got, seed)
+		}
 	}
-	archive := filepath.Join(t.TempDir(), "volume.tar")
-	if err := images.Save(c.Context(), harness.Ref(images.Volume), loaded, archive); err != nil {
+}
+
+func load(t *testing.T, c *harness.Crid) act {
+	c.Pull(images.Busybox) // what it is built on is there in each case, as the one before may have left it
+	ref, says := seeded(t, c)
+	archive := filepath.Join(t.TempDir(), "saved.tar")
+	if err := images.Save(c.Context(), ref, ref, archive); err != nil {
 		t.Fatal(err)
 	}
 	return act{
@@ -60,11 +68,7 @@ func load(t *testing.T, c *harness.Crid) act {
 				t.Errorf("of an archive there is left %v, %v", left, err)
 			}
 		},
-		after: func() {
-			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = loaded }); got != "seed\n" {
-				t.Errorf("a container of the loaded image said %q", got)
-			}
-		},
+		after: says,
 	}
 }
 
@@ -97,18 +101,14 @@ func untag(t *testing.T, c *harness.Crid) act {
 }
 
 func pull(t *testing.T, c *harness.Crid) act {
-	c.Pull(images.Busybox) // what it is built on is there in each case, as the one before may have left it
-	forget(t, c, images.Volume)
+	c.Pull(images.Busybox)
+	ref, says := seeded(t, c)
 	return act{
 		call: func() error {
-			_, err := c.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: harness.Ref(images.Volume)}, nil, nil)
+			_, err := c.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: ref}, nil, nil)
 			return err
 		},
-		after: func() {
-			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = harness.Ref(images.Volume) }); got != "seed\n" {
-				t.Errorf("a container of the pulled image said %q", got)
-			}
-		},
+		after: says,
 	}
 }
 
