@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -273,4 +274,56 @@ func TestVerifySaysSoByItsExitCode(t *testing.T) {
 		t.Errorf("verify of nothing: %+v", a)
 	}
 	well(t, c, "rm", id)
+}
+
+// spooled tells whether crid keeps an archive.
+func spooled(t *testing.T, c *harness.Crid) bool {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", c.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(fds, func(fd string) bool {
+		to, _ := os.Readlink(fd) // one that is closed meanwhile is none
+		return strings.Contains(to, "crid-scratch/load-")
+	})
+}
+
+func TestALoadEndsWithItsCommand(t *testing.T) {
+	c := harness.Start(t)
+	archive := filepath.Join(t.TempDir(), "web.tar")
+	if err := images.Save(t.Context(), harness.Ref(images.Web), "example.com/web:1", archive); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(c.Context(), harness.Binary("crid"), "--socket", c.Socket, "image", "load")
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write(raw[:len(raw)/2]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "an archive that crid keeps", func() bool { return spooled(t, c) })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it ended well")
+	}
+	eventually(t, "an archive that crid has let go of", func() bool { return !spooled(t, c) })
+	if all := storedImages(t, c); len(all) > 0 {
+		t.Errorf("stored %v", all)
+	}
+	if left, err := os.ReadDir(filepath.Join(c.Root(), "storage/crid-scratch")); err != nil || len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	well(t, c, "load", archive)
+	well(t, c, "rm", "example.com/web:1")
 }
