@@ -82,6 +82,8 @@ var fuzzed = map[string]string{
 	"internal/storage.markOpen":           "- crid's own mark: one that cannot be read means the same as an old one",
 	"internal/storage.parseList":          "FuzzLists",
 	"internal/storage.parseConfig":        "FuzzConfig",
+	"internal/storage.parseLinked":        "FuzzArchive",
+	"internal/storage.parsePulled":        "FuzzArchive",
 	"internal/storage.parseHosts":         "FuzzHosts",
 	"internal/storage.parseOutline":       "FuzzManifest",
 	"internal/storage.readPlace":          "- crid's own record: one that cannot be read is written anew",

@@ -22,6 +22,7 @@ type archivedImage struct {
 	transport  types.ImageTransport
 	names      []reference.Named
 	listed     digest.Digest                   // of the manifest, where the archive says it
+	claims     []string                        // names with digests, to be proven
 	open       func(ctx context.Context) error // to be called before anything is asked of the image
 	manifest   []byte
 	signatures [][]byte

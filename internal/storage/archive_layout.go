@@ -87,7 +87,7 @@ func (a *archiveFile) ociImages() ([]*archivedImage, error) {
 			img.names = append(img.names, names...)
 			continue
 		}
-		img := &archivedImage{transport: ociarchive.Transport, blob: a.ociBlob, listed: d.Digest, names: names}
+		img := &archivedImage{transport: ociarchive.Transport, blob: a.ociBlob, listed: d.Digest, names: names, claims: strings.Fields(d.Annotations[annotationPulled])}
 		img.open = func(ctx context.Context) (err error) {
 			img.manifest, err = img.small(ctx, img.listed)
 			return err

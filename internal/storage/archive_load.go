@@ -156,7 +156,11 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 	if err := s.noteLoaded(id.Encoded(), img.transport); err != nil {
 		return Image{}, false, err
 	}
-	if err := s.nameImage(id.Encoded(), img.allNames()...); err != nil {
+	proven, err := s.prove(ctx, img, id)
+	if err != nil {
+		return Image{}, false, err
+	}
+	if err := s.nameImage(id.Encoded(), append(proven, img.allNames()...)...); err != nil {
 		return Image{}, false, err
 	}
 	if err := s.refresh(ctx); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
 	cstorage "go.podman.io/storage"
 
 	"github.com/crid/crid/internal/errdef"
@@ -43,6 +44,8 @@ type saved struct {
 	tags   []string
 	config []byte
 	layers []*cstorage.Layer // the lowest first
+	pulled []reference.Canonical
+	proofs map[digest.Digest][]byte // manifests that prove pulled
 }
 
 // Save writes an archive of images to out: each with the name by which it is asked for, or else with all of its tags. Nothing is
@@ -118,6 +121,9 @@ func (s *Images) describe(img *saved) error {
 	if img.layers, err = s.layersOf(img.id); err != nil {
 		return err
 	}
+	if err := s.addPulled(img, s.digestsOf(img.id)); err != nil {
+		return err
+	}
 	named, err := diffIDsOf(img.config)
 	if err != nil {
 		return err
@@ -133,6 +139,14 @@ func (s *Images) describe(img *saved) error {
 		return fmt.Errorf("its layers are not those that its configuration names: %w", errdef.Unsupported)
 	}
 	return nil
+}
+
+// digestsOf are the names with digests of an image.
+func (s *Images) digestsOf(id string) []string {
+	if e, ok := s.index.Load().byID[id]; ok {
+		return e.image.RepoDigests
+	}
+	return nil // it is damaged since: its layers will say so
 }
 
 // configOf is the image's configuration, byte by byte: its digest is the image's id.
@@ -259,16 +273,32 @@ func (s *Images) saveImage(ctx context.Context, a *archiveWriter, img saved) err
 	if err := a.blob(described.Digest, described.Size, bytesTo(raw)); err != nil {
 		return err
 	}
+	for _, d := range slices.Sorted(maps.Keys(img.proofs)) {
+		if err := a.blob(d, int64(len(img.proofs[d])), bytesTo(img.proofs[d])); err != nil {
+			return err
+		}
+	}
+	a.list(img, listed, described)
+	return nil
+}
+
+// list adds the image to the lists, once for each of its tags.
+func (a *archiveWriter) list(img saved, listed dockerImage, described imgspec.Descriptor) {
 	a.docker = append(a.docker, listed)
+	annotations := map[string]string{}
+	if claim := img.claim(described.Digest); claim != "" {
+		annotations[annotationPulled] = claim
+	}
 	if len(img.tags) == 0 {
+		described.Annotations = annotations
 		a.index = append(a.index, described)
 	}
 	for _, tag := range img.tags {
 		named := described
-		named.Annotations = map[string]string{annotationName: tag, imgspec.AnnotationRefName: tag}
+		named.Annotations = maps.Clone(annotations)
+		named.Annotations[annotationName], named.Annotations[imgspec.AnnotationRefName] = tag, tag
 		a.index = append(a.index, named)
 	}
-	return nil
 }
 
 // finish writes what lists the images.

@@ -106,6 +106,42 @@ func TestAPodMayAskForTheDigestOfALoadedList(t *testing.T) {
 	}
 }
 
+// TestADigestGoesAlong saves an image that was pulled, and loads it where pods name it by the digests of the registry.
+func TestADigestGoesAlong(t *testing.T) {
+	r := newRegistry(t)
+	img := simple(t, "pinned by digest")
+	index := indexOf(t, types.OCIImageIndex, img)
+	r.push(t, "one/image:1", img)
+	r.push(t, "one/list:1", index)
+	first := newWorld(t, r).open(t)
+	pull(t, first, r.host+"/one/image:1")
+	pulled := pull(t, first, r.host+"/one/list:1")
+	raw := save(t, first, DockerArchive, pulled.ID)
+	second := newWorld(t).open(t)
+	loaded := load(t, second, raw, "")[0]
+	for _, name := range pulled.RepoDigests {
+		if got := resolve(t, second, name); got.ID != pulled.ID {
+			t.Errorf("%s means %s, want %s", name, got.ID, pulled.ID)
+		}
+	}
+	if len(pulled.RepoDigests) != 2 || len(loaded.RepoDigests) < 2 {
+		t.Errorf("digests %v, then %v", pulled.RepoDigests, loaded.RepoDigests)
+	}
+	if again := save(t, second, DockerArchive, pulled.ID); !bytes.Equal(raw, again) {
+		t.Error("the second archive differs from the first")
+	}
+	one := load(t, newWorld(t).open(t), save(t, first, OCIArchive, r.host+"/one/image:1"), "")[0]
+	if slices.ContainsFunc(one.RepoDigests, func(name string) bool { return strings.Contains(name, "one/list") }) {
+		t.Errorf("saved by a tag of one repository, it is known by %v", one.RepoDigests)
+	}
+	other, err := simple(t, "another").Digest()
+	check(t, err)
+	lie := bytes.ReplaceAll(raw, []byte(pulled.RepoDigests[0]), []byte(strings.Split(pulled.RepoDigests[0], "@")[0]+"@"+other.String()))
+	if _, err := tryLoad(t.Context(), newWorld(t).open(t), lie, ""); !errors.Is(err, errdef.Invalid) || !strings.Contains(err.Error(), "prove") {
+		t.Errorf("a lie was loaded: %v", err)
+	}
+}
+
 func TestRoundTrips(t *testing.T) {
 	docker, oci := simple(t, "docker"), asOCI(simple(t, "oci"))
 	for _, format := range []Format{DockerArchive, OCIArchive} {
@@ -323,6 +359,12 @@ func FuzzArchive(f *testing.F) {
 			if content, err := io.ReadAll(r); err != nil || !bytes.Contains(raw, content) {
 				t.Errorf("%q has %d bytes that are not of the archive, %v", name, len(content), err)
 			}
+		}
+		if ref, ok := parsePulled(string(raw)); ok && ref.Digest().Validate() != nil {
+			t.Errorf("%q is read as a name with a digest", raw)
+		}
+		if found := proof("sha256:d", "sha256:i", func(digest.Digest) []byte { return raw }); found != nil && !bytes.Contains(raw, []byte("sha256:i")) {
+			t.Errorf("%q proves what it does not name", raw)
 		}
 		images, err := a.images()
 		if (err == nil) != (len(images) > 0) {

@@ -57,7 +57,11 @@ func load(t *testing.T, c *harness.Crid) act {
 	c.Pull(images.Busybox) // what it is built on is there in each case, as the one before may have left it
 	ref, says := seeded(t, c)
 	archive := filepath.Join(t.TempDir(), "saved.tar")
-	if err := images.Save(c.Context(), ref, ref, archive); err != nil {
+	c.PullRef(ref)
+	if err := byHand(c, "save", "--output", archive, ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := byHand(c, "rm", ref); err != nil {
 		t.Fatal(err)
 	}
 	return act{
