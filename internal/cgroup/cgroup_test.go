@@ -250,19 +250,23 @@ func TestKillNamesWhoSurvives(t *testing.T) {
 }
 
 func TestNobodyKillsItself(t *testing.T) {
-	tree := open(t, fact.CgroupV1)
-	leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "own"))
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), killer+"="+leaf)
-	c := begin(t, cmd)
-	if err := tree.Join(leaf, c.pid()); err != nil {
-		t.Fatal(err)
-	}
-	if said := c.ask(t); !strings.Contains(said, errdef.WrongState.Error()) || !strings.Contains(said, "crid itself") {
-		t.Errorf("it says %q", said)
-	}
-	if err := c.cmd.Wait(); err != nil {
-		t.Errorf("it ended with %v", err)
+	for mode, name := range map[fact.CgroupMode]string{fact.CgroupV1: "", fact.CgroupV2: "v2"} {
+		t.Run(mode.String(), func(t *testing.T) {
+			tree := open(t, mode)
+			leaf := create(t, tree, Names{}.Leaf(parent(t, tree), "own"))
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), killer+"="+leaf, killerMode+"="+name)
+			c := begin(t, cmd)
+			if err := tree.Join(leaf, c.pid()); err != nil {
+				t.Fatal(err)
+			}
+			if said := c.ask(t); !strings.Contains(said, errdef.WrongState.Error()) || !strings.Contains(said, "crid itself") {
+				t.Errorf("it says %q", said)
+			}
+			if err := c.cmd.Wait(); err != nil {
+				t.Errorf("it ended with %v", err)
+			}
+		})
 	}
 }
 
