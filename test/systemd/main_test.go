@@ -37,6 +37,7 @@ func TestUnderSystemd(t *testing.T) {
 		{"the driver is found and told", testDriver},
 		{"a container is a scope with its limits", testScope},
 		{"a pause, and the default slice", testPause},
+		{"a start is one call", testCalls},
 		{"want of memory is told", testMemory},
 		{"a fork bomb is killed whole", testForkBomb},
 		{"a scope that has failed is found and forgotten", testFailedScope},
