@@ -146,8 +146,9 @@ func TestNestedCgroups(t *testing.T) {
 			sleep 1001 & echo $! >frozen/cgroup.procs
 			echo '+memory +pids' >cgroup.subtree_control || exit 9
 			echo 1 >frozen/cgroup.freeze
-			touch /ready; sleep 1000`, privileged)
-		eventually(t, "the cgroups to be made", func() bool { return ctr.TryExec("[ -e /ready ]") == nil })
+			echo ready; sleep 1000`, privileged)
+		// Its log tells: the process of an exec would keep the cgroup from handing controllers down.
+		eventually(t, "the cgroups to be made", func() bool { return strings.Contains(ctr.Log(), " ready\n") })
 		if got := ctr.Exec("cat /proc/self/cgroup"); !strings.Contains(got, "/crid-"+ctr.ID) {
 			t.Errorf("a command is in %q", got)
 		}
