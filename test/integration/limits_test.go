@@ -33,12 +33,18 @@ func TestALongRunroot(t *testing.T) {
 // Limits of huge pages, which the kubelet sets for every container, are left out on a host that cannot set them; what
 // else this host does not have is refused.
 func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
+	var pages []*runtime.HugepageLimit
+	for size, dir := range map[string]string{"2MB": "hugepages-2048kB", "1GB": "hugepages-1048576kB"} {
+		if _, err := os.Stat("/sys/kernel/mm/hugepages/" + dir); err == nil || !hasHugetlb(t) {
+			pages = append(pages, &runtime.HugepageLimit{PageSize: size})
+		}
+	}
 	eachRuntime(t, func(t *testing.T, c *harness.Crid) {
 		pod := c.RunPod()
 		ctr := pod.Run("sleep 1000", func(cfg *runtime.ContainerConfig) {
 			cfg.Linux.Resources = &runtime.LinuxContainerResources{
 				CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20,
-				HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}},
+				HugepageLimits: pages,
 			}
 		})
 		got := ctr.Exec("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
@@ -48,8 +54,7 @@ func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
 		if r := ctr.Status().Resources.GetLinux(); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 50000 {
 			t.Errorf("limits as told: %v", r)
 		}
-		seen := strings.Contains(ctr.Exec("cat /proc/self/cgroup /sys/fs/cgroup/cgroup.controllers 2>/dev/null; true"), "hugetlb")
-		if got := len(ctr.Status().Resources.GetLinux().GetHugepageLimits()); got != 0 && !seen {
+		if got := len(ctr.Status().Resources.GetLinux().GetHugepageLimits()); got != 0 && !hasHugetlb(t) {
 			t.Errorf("%d limits of huge pages are told of that there are not", got)
 		}
 		_, err := pod.TryCreate(pod.ContainerConfig("true", func(cfg *runtime.ContainerConfig) {
@@ -59,6 +64,20 @@ func TestLimitsThatTheHostDoesNotHave(t *testing.T) {
 			t.Errorf("a file that no cgroup has: %v", err)
 		}
 	})
+}
+
+// hasHugetlb tells whether this host has the cgroup controller of huge pages.
+func hasHugetlb(t *testing.T) bool {
+	t.Helper()
+	file := "/proc/self/cgroup"
+	if harness.Unified() {
+		file = "/sys/fs/cgroup/cgroup.controllers"
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(raw), "hugetlb")
 }
 
 // A volume of the whole host holds crid's own mounts, and must not keep them when others go.
