@@ -98,6 +98,13 @@ func (r *fakeRegistry) fetched() (all, most int) {
 	return all, most
 }
 
+// count is how often the blob was asked for.
+func (r *fakeRegistry) count(hex string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.blobs[hex]
+}
+
 // push stores an image or an index as repo, which has a tag, and returns its digest.
 func (r *fakeRegistry) push(t *testing.T, repo string, what remote.Taggable) string {
 	t.Helper()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"time"
 
@@ -225,7 +226,9 @@ func (b *blobReader) again(failed error, reading bool) error {
 func mayPass(failed error) bool {
 	switch status := statusOf(failed); status {
 	case 0:
-		return isConnection(failed)
+		_, lost := errors.AsType[*net.OpError](failed)
+		network, any := errors.AsType[net.Error](failed)
+		return lost || any && network.Timeout() || errors.Is(failed, io.EOF) || errors.Is(failed, io.ErrUnexpectedEOF)
 	case http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return true
 	default:

@@ -186,20 +186,24 @@ func unpackIn(dir string, from io.Reader, options *archive.TarOptions) error {
 			return
 		}
 		// Never unlocked: the thread ends with the goroutine.
-		if err := confine(dir); err != nil {
-			done <- fmt.Errorf("unpack layer: %w", err)
-			return
-		}
-		done <- archive.Unpack(from, "/", options)
+		done <- confined(dir, func() error { return archive.Unpack(from, "/", options) })
 	}()
 	return <-done
 }
 
-// confine gives the calling thread dir as its root directory, and no umask: a layer says what the modes of its files are.
-func confine(dir string) error {
+// confined calls work on the calling thread, with dir as its root directory and without a umask: a layer says what the modes of
+// its files are. Afterwards the thread keeps dir no longer, but is not what it was.
+func confined(dir string, work func() error) (err error) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("get a root directory of one's own: %w", err)
 	}
+	home, err := os.Open("/")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, unix.Fchdir(int(home.Fd())), unix.Chroot("."), home.Close())
+	}()
 	if err := unix.Chroot(dir); err != nil {
 		return &os.PathError{Op: "chroot", Path: dir, Err: err}
 	}
@@ -207,7 +211,7 @@ func confine(dir string) error {
 		return &os.PathError{Op: "chdir", Path: dir, Err: err}
 	}
 	unix.Umask(0)
-	return nil
+	return work()
 }
 
 // tallied hashes and counts what is written to it.

@@ -82,7 +82,8 @@ func isConnection(err error) bool {
 		return false
 	}
 	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+	_, silent := errors.AsType[silence](err)
+	return network || silent || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // statusOf returns the HTTP status that the registry refused with; 0 when it was something else.
