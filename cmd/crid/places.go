@@ -39,7 +39,13 @@ func (p places) images() storage.ImagesConfig {
 		Sources:     storage.Sources(p.Images.Sources),
 		Trust:       storage.Trust(p.Images.Trust),
 		Pinned:      p.Images.Pinned,
+		Pulls:       p.pulls(),
 	}
+}
+
+func (p places) pulls() storage.PullLimits {
+	patience, _ := time.ParseDuration(p.Images.Timeout) // checked
+	return storage.PullLimits{Patience: patience, Layers: p.Images.Layers, Bandwidth: p.Images.Bandwidth}
 }
 
 // gcRhythm is how often the network's garbage is collected. A quiet moment may be rare: it is looked for often.

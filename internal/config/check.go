@@ -41,6 +41,7 @@ func (c Config) check(from origin) []error {
 	k.cgroupParent(c.CgroupDriver, c.CgroupParent)
 	k.sysctls(c.DefaultSysctls)
 	k.network(c.Network)
+	k.pulls(c.Images.Pulls)
 	k.streaming(c.Streaming)
 	k.observed(c.Diagnosis)
 	k.runtimes(c)
@@ -173,6 +174,18 @@ func (k *checker) socket(key, value string) {
 func (k *checker) program(key, value string) {
 	if value == "" || (strings.Contains(value, "/") && !filepath.IsAbs(value)) {
 		k.fault(key, "%q must be an absolute path, or a name without / to be found in PATH", value)
+	}
+}
+
+func (k *checker) pulls(p Pulls) {
+	if d, err := time.ParseDuration(p.Timeout); err != nil || d < time.Second {
+		k.fault("images.pull_progress_timeout", `%q is no duration of a second or more, such as "5m" or "90s"`, p.Timeout)
+	}
+	if p.Layers < 1 || p.Layers > 100 {
+		k.fault("images.max_parallel_layers", "%d must be between 1 and 100", p.Layers)
+	}
+	if p.Bandwidth < 0 {
+		k.fault("images.max_bandwidth", "%d must be a number of bytes, or 0 for no limit", p.Bandwidth)
 	}
 }
 

@@ -62,6 +62,13 @@ type Network struct {
 	GCPeriod string   `toml:"gc_period"`
 }
 
+// Pulls says what all pulls together may take.
+type Pulls struct {
+	Timeout   string `toml:"pull_progress_timeout"`
+	Layers    int    `toml:"max_parallel_layers"`
+	Bandwidth int64  `toml:"max_bandwidth"`
+}
+
 // Images says where images are kept and what governs a pull.
 type Images struct {
 	Storage          string   `toml:"storage"`
@@ -69,6 +76,7 @@ type Images struct {
 	LayerStores      []string `toml:"additional_layer_stores"`
 	Sources
 	Trust
+	Pulls
 	Pinned       []string `toml:"pinned"`
 	ImageVolumes string   `toml:"image_volumes"`
 }
@@ -133,6 +141,7 @@ func Default() Config {
 			LayerStores:      []string{},
 			Sources:          Sources{CertsD: []string{"/etc/containerd/certs.d"}, NamespacedAuthDir: "/etc/crid/auth"},
 			Trust:            Trust{PolicyDir: "/etc/crid/policies", RegistriesD: "/etc/containers/registries.d", DecryptionKeys: "/etc/crid/keys"},
+			Pulls:            Pulls{Timeout: "5m", Layers: 6},
 			Pinned:           []string{},
 			ImageVolumes:     "bind",
 		},

@@ -63,8 +63,7 @@ func (p *layerPlan) await(ctx context.Context) error {
 }
 
 // planLayers is what an image consists of, the lowest layer first. It is nil for an image that only the library can bring
-// into the store: one of Docker's first schema, that does not tell what is in its layers, one for another system, and one that is
-// encrypted.
+// into the store: one with encrypted layers, one that does not tell what is in its layers, and one for another system.
 func planLayers(ctx context.Context, img types.Image, meters []*meter) ([]*layerPlan, error) {
 	config, err := img.OCIConfig(ctx)
 	if err != nil {
