@@ -11,7 +11,6 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/types"
@@ -135,7 +134,7 @@ func (l layerBlob) fetch(ctx context.Context, to *belt) (err error) {
 // inflate puts what is in the compressed blob on the belt.
 func (l layerBlob) inflate(ctx context.Context, blob io.Reader, to *belt) error {
 	head := bufio.NewReaderSize(blob, blobWindow)
-	plain, err := decompress(head)
+	plain, err := decompress(ctx, head)
 	if err != nil {
 		return err
 	}
@@ -150,7 +149,7 @@ func (l layerBlob) inflate(ctx context.Context, blob io.Reader, to *belt) error 
 
 // decompress reads what was compressed in a way that the specification of images knows, or in an old one. Not xz: see
 // boundedSource.
-func decompress(blob *bufio.Reader) (io.ReadCloser, error) {
+func decompress(ctx context.Context, blob *bufio.Reader) (io.ReadCloser, error) {
 	start, err := blob.Peek(10) // less when there is no more
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
@@ -159,7 +158,7 @@ func decompress(blob *bufio.Reader) (io.ReadCloser, error) {
 	case archive.Uncompressed:
 		return io.NopCloser(blob), nil
 	case archive.Gzip:
-		return gzip.NewReader(blob)
+		return gunzip(ctx, blob)
 	case archive.Zstd:
 		r, err := zstd.NewReader(blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
