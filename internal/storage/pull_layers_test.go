@@ -133,3 +133,23 @@ func TestBandwidth(t *testing.T) {
 		t.Errorf("a megabyte took %v at a megabyte a second", took)
 	}
 }
+
+// What a crid that died was unpacking is removed at the next start; what another tool is unpacking is not.
+func TestStagesAreCleared(t *testing.T) {
+	w := newWorld(t)
+	check(t, w.open(t).Close())
+	dir := filepath.Join(w.Root, "storage/overlay/staging")
+	for _, name := range []string{"without", "stale", "busy"} {
+		check(t, os.MkdirAll(filepath.Join(dir, name, "dir"), 0o700))
+	}
+	check(t, os.WriteFile(filepath.Join(dir, "stale/staging.lock"), nil, 0o600))
+	busy, err := os.Create(filepath.Join(dir, "busy/staging.lock"))
+	check(t, err)
+	defer busy.Close()
+	check(t, unix.FcntlFlock(busy.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
+	w.open(t)
+	left, err := entryNames(dir)
+	if err != nil || len(left) != 1 || left[0] != "busy" {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}

@@ -3,12 +3,14 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/failpoint"
 )
@@ -48,14 +50,43 @@ func (s *Images) clearScratch() error {
 	}
 	failpoint.Hit("storage/scratch/made")
 	names, err := entryNames(s.scratchDir())
-	for _, name := range names {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(s.scratchDir(), name)))
+	staged, failed := s.staleStages()
+	err = errors.Join(err, failed)
+	for _, path := range append(staged, below(s.scratchDir(), names)...) {
+		err = errors.Join(err, os.RemoveAll(path))
 		failpoint.Hit("storage/scratch/cleared")
 	}
 	if err != nil {
 		return fmt.Errorf("clear the place of unfinished pulls: %w", err)
 	}
 	return nil
+}
+
+func below(dir string, names []string) []string {
+	var paths []string
+	for _, name := range names {
+		paths = append(paths, filepath.Join(dir, name))
+	}
+	return paths
+}
+
+// staleStages are the directories into which layers were unpacked, by whoever uses the store, and are not any more: who
+// unpacks has a lock.
+func (s *Images) staleStages() ([]string, error) {
+	dir := filepath.Join(s.root, "overlay", "staging")
+	names, err := entryNames(dir)
+	var stale []string
+	for _, path := range below(dir, names) {
+		lock, failed := os.OpenFile(filepath.Join(path, "staging.lock"), os.O_RDWR, 0)
+		if failed == nil {
+			failed = unix.FcntlFlock(lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+			_ = lock.Close() // nothing was written
+		}
+		if failed == nil || errors.Is(failed, fs.ErrNotExist) {
+			stale = append(stale, path)
+		}
+	}
+	return stale, ignoreAbsent(err)
 }
 
 // contextFor gathers what rules the pull of one name.
