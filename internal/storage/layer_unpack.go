@@ -97,13 +97,22 @@ func (l layerBlob) unpack(ctx context.Context, split *splitter, contents *tallie
 	work.Go(func() error {
 		r := belt.unpack(ctx)
 		if err := write(r); err != nil {
-			return err
+			return unpackError{l.info.Digest, err}
 		}
 		_, err := io.Copy(io.Discard, struct{ io.Reader }{r}) // what follows the archive, too
 		return err
 	})
 	return work.Wait()
 }
+
+// unpackError is what making files of a layer fails with. It is about files, though its system errors look like the network's.
+type unpackError struct {
+	layer digest.Digest
+	err   error
+}
+
+func (e unpackError) Error() string { return fmt.Sprintf("unpack layer %s: %v", e.layer, e.err) }
+func (e unpackError) Unwrap() error { return e.err }
 
 // fetch puts what is in the blob on the belt, and verifies the blob.
 func (l layerBlob) fetch(ctx context.Context, to *belt) (err error) {

@@ -78,7 +78,9 @@ func isPlainHTTP(err error) bool {
 // isConnection tells whether the registry could not be reached, or was lost on the way. What the store fails with is
 // about files, and its system errors look like the network's.
 func isConnection(err error) bool {
-	if _, file := errors.AsType[*fs.PathError](err); file {
+	_, file := errors.AsType[*fs.PathError](err)
+	_, unpacking := errors.AsType[unpackError](err)
+	if file || unpacking {
 		return false
 	}
 	_, network := errors.AsType[net.Error](err)

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"archive/tar"
 	"bytes"
 	"cmp"
 	"errors"
@@ -259,6 +260,18 @@ func TestPullsUnderFaults(t *testing.T) {
 			pull(t, s, ref)
 		})
 	}
+}
+
+// A layer that cannot be unpacked is not the registry's fault.
+func TestALayerThatCannotBeUnpacked(t *testing.T) {
+	l := newLiar(t)
+	w := newWorld(t, &fakeRegistry{host: l.host})
+	s := w.open(t)
+	_, err := s.Pull(t.Context(), PullRequest{Ref: l.imageOf(t, special(tar.TypeLink, "a", "nothing"))})
+	if err == nil || errors.Is(err, errdef.RegistryUnavailable) || !strings.Contains(err.Error(), "unpack layer sha256:") {
+		t.Errorf("got %v", err)
+	}
+	w.nothingLeft(t, s)
 }
 
 // nothingLeft looks for what a pull that has ended has left beside the layers.

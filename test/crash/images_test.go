@@ -1,8 +1,10 @@
 package crash
 
 import (
+	"archive/tar"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -24,6 +27,7 @@ import (
 var imageScenarios = []scenario{
 	{name: "PullImage", set: pull},
 	{name: "PullImage/artifact", set: pullArtifact},
+	{name: "PullImage of a layer that cannot be unpacked", set: pullBroken, cases: of("storage/pull/")},
 	{name: "PullImage from where its registry's description says", set: pullDescribed, cases: of("storage/hosts/", "storage/auth/")},
 	{name: "PullImage of another manifest, which is signed", set: pullSigned, cases: of("storage/signatures/", "storage/pull/image-")},
 	{name: "RemoveImage", set: removeImage},
@@ -113,6 +117,28 @@ func pull(t *testing.T, c *harness.Crid) act {
 			return err
 		},
 		after: says,
+	}
+}
+
+// pullBroken pulls an image whose layer has a hard link to nothing.
+func pullBroken(t *testing.T, c *harness.Crid) act {
+	ref := harness.Ref("crid/broken:1")
+	link := images.File{Header: tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "nothing"}}
+	if err := images.Make(c.Context(), ref, harness.Ref(images.Nothing), func(*v1.Config) {}, link); err != nil {
+		t.Fatal(err)
+	}
+	return act{
+		call: func() error {
+			_, err := c.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: ref}, nil, nil)
+			switch {
+			case err == nil:
+				return errors.New("it was pulled")
+			case strings.Contains(err.Error(), "unpack layer"):
+				return nil
+			}
+			return err
+		},
+		after: func() {},
 	}
 }
 
