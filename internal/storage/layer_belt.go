@@ -7,22 +7,25 @@ import (
 )
 
 const (
-	beltPieces = 6         // of one layer that is being unpacked
-	beltPiece  = 256 << 10 // bytes of a piece
+	beltPiece  = 1 << 20 // bytes of a piece
+	beltPieces = 12      // of one layer that is being unpacked
+	// beltBatch is how many pieces are handed at a time to who makes files. It has a thread of its own, and on a busy machine
+	// each turn that it gets costs the others a wait for a processor.
+	beltBatch = 5
 )
 
 // belt carries a layer's archive, in pieces, from who unpacks its compression to who looks at it, and on to who makes files
 // of it. All three work at the same time, on different pieces; a piece is copied by nobody. When one fails ctx ends.
 type belt struct {
 	free   chan []byte
-	plain  chan []byte // not looked at yet; closed at the end
-	looked chan []byte // closed at the end
+	plain  chan []byte   // not looked at yet; closed at the end
+	looked chan [][]byte // closed at the end
 }
 
 func newBelt() *belt {
-	b := &belt{free: make(chan []byte, beltPieces), plain: make(chan []byte, beltPieces), looked: make(chan []byte, beltPieces)}
+	b := &belt{free: make(chan []byte, beltPieces), plain: make(chan []byte, beltPieces), looked: make(chan [][]byte, beltPieces)}
 	for range beltPieces {
-		b.free <- make([]byte, beltPiece)
+		b.free <- []byte{} // which gets its bytes when it is needed: most layers are small
 	}
 	return b
 }
@@ -33,6 +36,9 @@ func (b *belt) fill(ctx context.Context, from io.Reader) error {
 		piece, err := take(ctx, b.free)
 		if err != nil {
 			return err
+		}
+		if cap(piece) == 0 {
+			piece = make([]byte, beltPiece)
 		}
 		piece = piece[:beltPiece]
 		n := 0
@@ -54,61 +60,98 @@ func (b *belt) fill(ctx context.Context, from io.Reader) error {
 	}
 }
 
-// take waits for a piece. It returns none when there will be no more.
-func take(ctx context.Context, from <-chan []byte) ([]byte, error) {
+// take waits for something on the belt. It returns nothing when there will be no more.
+func take[T any](ctx context.Context, from <-chan T) (T, error) {
 	select {
-	case piece := <-from:
-		return piece, nil
+	case t := <-from:
+		return t, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		var none T
+		return none, context.Cause(ctx)
 	}
 }
 
-// look reads what is on the belt, and hands a piece on when the next one is wanted: by then it has been looked at.
-func (b *belt) look(ctx context.Context, sum io.Writer) *beltReader {
-	return &beltReader{ctx: ctx, from: b.plain, to: b.looked, sum: sum}
-}
-
-// unpack reads what has been looked at.
-func (b *belt) unpack(ctx context.Context) *beltReader {
-	return &beltReader{ctx: ctx, from: b.looked, to: b.free}
-}
-
-type beltReader struct {
+// lookout reads what is on the belt, and hands a piece on when the next one is wanted: by then it has been looked at.
+type lookout struct {
 	ctx   context.Context // of one layer: a reader has none to pass on
-	from  <-chan []byte
-	to    chan<- []byte
-	sum   io.Writer // gets all that passes; may be nil
+	belt  *belt
+	sum   io.Writer // gets all that passes
+	batch [][]byte
 	piece []byte
 	left  []byte // of piece
 }
 
-func (r *beltReader) Read(p []byte) (int, error) {
-	for len(r.left) == 0 {
-		r.pass()
-		piece, err := take(r.ctx, r.from)
+func (l *lookout) Read(p []byte) (int, error) {
+	for len(l.left) == 0 {
+		l.pass()
+		piece, err := take(l.ctx, l.belt.plain)
 		if err != nil {
 			return 0, err
 		}
 		if piece == nil {
 			return 0, io.EOF
 		}
-		if r.sum != nil {
-			if _, err := r.sum.Write(piece); err != nil {
-				return 0, err
-			}
+		if _, err := l.sum.Write(piece); err != nil {
+			return 0, err
 		}
-		r.piece, r.left = piece, piece
+		l.piece, l.left = piece, piece
 	}
-	n := copy(p, r.left)
-	r.left = r.left[n:]
+	n := copy(p, l.left)
+	l.left = l.left[n:]
 	return n, nil
 }
 
 // pass hands on the piece that has been read.
-func (r *beltReader) pass() {
-	if r.piece != nil {
-		r.to <- r.piece // never blocks
-		r.piece = nil
+func (l *lookout) pass() {
+	if l.piece != nil {
+		l.batch, l.piece = append(l.batch, l.piece), nil
 	}
+	if len(l.batch) == beltBatch {
+		l.flush()
+	}
+}
+
+func (l *lookout) flush() {
+	if len(l.batch) > 0 {
+		l.belt.looked <- l.batch // never blocks
+		l.batch = nil
+	}
+}
+
+// end hands on all that has been read.
+func (l *lookout) end() {
+	l.pass()
+	l.flush()
+	close(l.belt.looked)
+}
+
+// unpacker reads what has been looked at.
+type unpacker struct {
+	ctx   context.Context // of one layer: a reader has none to pass on
+	belt  *belt
+	batch [][]byte
+	left  []byte // of the first piece of batch
+}
+
+func (u *unpacker) Read(p []byte) (int, error) {
+	for len(u.left) == 0 {
+		if len(u.batch) > 0 {
+			u.belt.free <- u.batch[0] // never blocks
+			u.batch = u.batch[1:]
+		}
+		if len(u.batch) == 0 {
+			batch, err := take(u.ctx, u.belt.looked)
+			if err != nil {
+				return 0, err
+			}
+			if batch == nil {
+				return 0, io.EOF
+			}
+			u.batch = batch
+		}
+		u.left = u.batch[0]
+	}
+	n := copy(p, u.left)
+	u.left = u.left[n:]
+	return n, nil
 }

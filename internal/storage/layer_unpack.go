@@ -24,7 +24,7 @@ import (
 )
 
 // blobWindow is how many bytes of a blob are read at once.
-const blobWindow = 256 << 10
+const blobWindow = 512 << 10
 
 // layerBlob is one layer as it comes: all of it passes once, and on the way it is verified, unpacked from its compression,
 // looked at, hashed and made into files.
@@ -86,16 +86,15 @@ func (l layerBlob) unpack(ctx context.Context, split *splitter, contents *tallie
 	belt := newBelt()
 	work.Go(func() error { return l.fetch(ctx, belt) })
 	work.Go(func() error {
-		r := belt.look(ctx, contents)
+		r := &lookout{ctx: ctx, belt: belt, sum: contents}
 		if err := split.run(r); err != nil {
 			return err
 		}
-		r.pass()
-		close(belt.looked)
+		r.end()
 		return nil
 	})
 	work.Go(func() error {
-		r := belt.unpack(ctx)
+		r := &unpacker{ctx: ctx, belt: belt}
 		if err := write(r); err != nil {
 			return unpackError{l.info.Digest, err}
 		}

@@ -32,6 +32,7 @@ type pulls struct {
 	wire   wire
 	places *semaphore.Weighted // for the layers that are fetched at a time
 	claims claims
+	procs  lentProcs
 
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
 }

@@ -274,6 +274,7 @@ func (s *Images) storedBlob(p *layerPlan) *cstorage.Layer {
 
 // stage unpacks a layer beside the others.
 func (s *Images) stage(ctx context.Context, layer layerBlob) (*drivers.DriverWithDifferOutput, error) {
+	defer s.pulls.procs.lend()()
 	staged, err := s.store.PrepareStagedLayer(nil, differ{ctx, layer, s.scratchDir()})
 	if err != nil {
 		if staged != nil {
