@@ -38,6 +38,7 @@ type flags struct {
 	stats      bool
 	idle       time.Duration
 	events     bool
+	pulling    bool
 }
 
 // list is a flag that may be repeated.
@@ -63,6 +64,7 @@ func main() {
 	flag.BoolVar(&f.stats, "stats", false, "measure only lists and figures with the pods held, and what the server does when nobody asks")
 	flag.DurationVar(&f.idle, "idle", time.Minute, "how long nobody asks")
 	flag.BoolVar(&f.events, "events", false, "measure instead how soon a container's end is told, -rounds times beside -held pods")
+	flag.BoolVar(&f.pulling, "pull", false, "measure instead how long pulls of large images take, -rounds times each, beside skopeo too if it is in PATH")
 	flag.Parse()
 	if len(f.endpoints) > 0 {
 		if err := f.given(); err != nil {
@@ -141,6 +143,9 @@ func (f flags) own() error {
 	all, err := f.dialBoth(ctx, "", n, registry, "")
 	if err != nil {
 		return err
+	}
+	if f.pulling {
+		return errors.Join(f.pulls(ctx, all, registry), n.Stop())
 	}
 	return errors.Join(f.measure(ctx, all), n.Stop())
 }
