@@ -119,7 +119,11 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 		return Image{}, err
 	}
 	d.board.show(meters)
-	id := s.index.Load().stored(pulled, d.name)
+	x := s.index.Load()
+	id := x.stored(pulled, d.name)
+	if src.signed.lacks(x.byID[id]) {
+		id = ""
+	}
 	switch {
 	case id != "":
 	case artifact != nil:
@@ -140,7 +144,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	if err := s.refresh(ctx); err != nil {
 		return Image{}, err
 	}
-	x := s.index.Load()
+	x = s.index.Load()
 	if e, ok := x.byID[id]; ok {
 		return e.image, nil
 	}

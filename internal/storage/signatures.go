@@ -130,13 +130,26 @@ func (s signedStore) SetMetadata(id, metadata string) error {
 	return s.Store.SetMetadata(id, metadata)
 }
 
+// beside are the signatures that others do not have.
+func (s signatures) beside(others signatures) (more [][]byte) {
+	for _, blob := range s.blobs {
+		if !slices.ContainsFunc(others.blobs, func(b []byte) bool { return bytes.Equal(b, blob) }) {
+			more = append(more, blob)
+		}
+	}
+	return more
+}
+
+// lacks tells whether signatures cannot be added to the image, since it lies in a store that is only read. It is stored once more then.
+func (s signatures) lacks(e *entry) bool { return e != nil && e.shelf != "" && len(s.blobs) > 0 }
+
 // maxSignatures is how many signatures are kept of a manifest; nobody needs more than a few.
 const maxSignatures = 128
 
 // keepSignatures adds to the signatures of a stored image those that its registry has now. None is taken away: the same image may
 // come from elsewhere, where nobody has signed it.
 func (s *Images) keepSignatures(id string, sig signatures) error {
-	if sig.of == "" {
+	if len(sig.blobs) == 0 {
 		return nil
 	}
 	fail := func(err error) error { return fmt.Errorf("keep signatures of image %s: %w", id, err) }
@@ -148,17 +161,14 @@ func (s *Images) keepSignatures(id string, sig signatures) error {
 	if err != nil {
 		return fail(err)
 	}
-	for _, blob := range stored.blobs {
-		if len(sig.blobs) < maxSignatures && !slices.ContainsFunc(sig.blobs, func(b []byte) bool { return bytes.Equal(b, blob) }) {
-			sig.blobs = append(sig.blobs, blob)
-		}
+	if sig.blobs = sig.beside(stored); len(sig.blobs) == 0 {
+		return nil
 	}
+	sig.blobs = slices.Concat(sig.blobs, stored.blobs)
+	sig.blobs = sig.blobs[:min(len(sig.blobs), maxSignatures)]
 	metadata, err := withSizes(img.Metadata, map[digest.Digest][]int{sig.of: sig.sizes()})
 	if err != nil {
 		return fail(err)
-	}
-	if metadata == img.Metadata && bytes.Equal(sig.data(), stored.data()) {
-		return nil
 	}
 	items := []cstorage.ImageBigDataOption{{Key: sig.manifestKey(), Data: sig.manifest}, {Key: sig.key(), Data: sig.data()}}
 	if slices.Contains(img.BigDataNames, sig.manifestKey()) {
@@ -194,6 +204,9 @@ func (s *Images) storedSignatures(img *cstorage.Image, of digest.Digest) (signat
 			return signatures{of: of}, nil
 		}
 		sig.blobs, data = append(sig.blobs, data[:size]), data[size:]
+	}
+	if len(data) > 0 {
+		return signatures{of: of}, nil
 	}
 	return sig, nil
 }
