@@ -96,7 +96,9 @@ func (s *adminService) InspectImage(ctx context.Context, r *admin.InspectImageRe
 	if err != nil {
 		return nil, err
 	}
-	resp := &admin.InspectImageResponse{Image: s.shape(d.Image), Config: d.Config}
+	resp := &admin.InspectImageResponse{
+		Image: s.shape(d.Image), Config: d.Config, Digest: d.Digest.String(), Manifest: d.Manifest,
+	}
 	for _, l := range d.Layers {
 		resp.Layers = append(resp.Layers, &admin.Layer{DiffId: l.DiffID, Size: l.Size})
 	}

@@ -73,8 +73,10 @@ func tabulate(t *tabwriter.Writer, all []imageView) {
 // details is an image as inspect shows it.
 type details struct {
 	imageView
-	Layers []layerView     `json:"layers"` // the lowest first
-	Config json.RawMessage `json:"config"` // as its builder wrote it
+	Digest   string          `json:"digest"`   // of the manifest for this platform
+	Layers   []layerView     `json:"layers"`   // the lowest first
+	Manifest json.RawMessage `json:"manifest"` // as it was pulled
+	Config   json.RawMessage `json:"config"`   // as its builder wrote it; null for an artifact
 }
 
 type layerView struct {
@@ -110,14 +112,21 @@ func inspectImages(f *flags) *cobra.Command {
 }
 
 func detailsOf(answer *admin.InspectImageResponse) details {
-	d := details{imageView: viewOf(answer.GetImage()), Layers: []layerView{}, Config: answer.GetConfig()}
+	d := details{
+		imageView: viewOf(answer.GetImage()), Digest: answer.GetDigest(),
+		Layers: []layerView{}, Manifest: orNull(answer.GetManifest()), Config: orNull(answer.GetConfig()),
+	}
 	for _, l := range answer.GetLayers() {
 		d.Layers = append(d.Layers, layerView{l.GetDiffId(), l.GetSize()})
 	}
-	if len(d.Config) == 0 {
-		d.Config = json.RawMessage("null")
-	}
 	return d
+}
+
+func orNull(raw []byte) json.RawMessage {
+	if len(raw) == 0 {
+		return json.RawMessage("null")
+	}
+	return raw
 }
 
 // verdict is what verify says of an image.

@@ -324,8 +324,10 @@ func (x *InspectImageRequest) GetRef() string {
 type InspectImageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	Config        []byte                 `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"` // the image's configuration, JSON, as its builder wrote it
-	Layers        []*Layer               `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"` // the lowest first
+	Config        []byte                 `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`     // the image's configuration, JSON, as its builder wrote it
+	Layers        []*Layer               `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`     // the lowest first
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`     // of the manifest for this platform
+	Manifest      []byte                 `protobuf:"bytes,5,opt,name=manifest,proto3" json:"manifest,omitempty"` // JSON, as it was pulled; empty when another tool has left none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +379,20 @@ func (x *InspectImageResponse) GetConfig() []byte {
 func (x *InspectImageResponse) GetLayers() []*Layer {
 	if x != nil {
 		return x.Layers
+	}
+	return nil
+}
+
+func (x *InspectImageResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *InspectImageResponse) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
 	}
 	return nil
 }
@@ -1386,11 +1402,13 @@ const file_admin_proto_rawDesc = "" +
 	"\x11ListImagesRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"'\n" +
 	"\x13InspectImageRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x88\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xbc\x01\n" +
 	"\x14InspectImageResponse\x12*\n" +
 	"\x05image\x18\x01 \x01(\v2\x14.crid.admin.v1.ImageR\x05image\x12\x16\n" +
 	"\x06config\x18\x02 \x01(\fR\x06config\x12,\n" +
-	"\x06layers\x18\x03 \x03(\v2\x14.crid.admin.v1.LayerR\x06layers\"4\n" +
+	"\x06layers\x18\x03 \x03(\v2\x14.crid.admin.v1.LayerR\x06layers\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1a\n" +
+	"\bmanifest\x18\x05 \x01(\fR\bmanifest\"4\n" +
 	"\x05Layer\x12\x17\n" +
 	"\adiff_id\x18\x01 \x01(\tR\x06diffId\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\"M\n" +

@@ -147,7 +147,8 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 	if id.Validate() != nil {
 		return Image{}, false, fmt.Errorf("its configuration is named %q, which is no digest: %w", id, errdef.Invalid)
 	}
-	_, existed = s.index.Load().byID[id.Encoded()]
+	there, known := s.index.Load().byID[id.Encoded()]
+	existed = known && there.shelf == "" // what is loaded must not go with another store
 	if !existed {
 		if err := s.copyArchived(ctx, img, described); err != nil {
 			return Image{}, false, err

@@ -106,6 +106,23 @@ func TestAPodMayAskForTheDigestOfALoadedList(t *testing.T) {
 	}
 }
 
+func TestALoadedImageIsTheStoresOwn(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	img := simple(t, "shelved")
+	r.push(t, "a:1", img)
+	w.Shelves = []string{newShelf(t, r, "a:1")}
+	s := w.open(t)
+	loaded := load(t, s, legacySave(t, map[string]v1.Image{fullName: img}), "")
+	if len(loaded) != 1 || loaded[0].Store != "" || !slices.Contains(loaded[0].RepoTags, fullName) {
+		t.Errorf("loaded %+v", loaded)
+	}
+	checkLayers(t, s, loaded[0].ID, "shelved")
+	if dirs, _ := s.Layers(t.Context(), loaded[0].ID); !strings.HasPrefix(dirs[0], s.root) {
+		t.Errorf("layers %v", dirs)
+	}
+}
+
 // TestADigestGoesAlong saves an image that was pulled, and loads it where pods name it by the digests of the registry.
 func TestADigestGoesAlong(t *testing.T) {
 	r := newRegistry(t)
