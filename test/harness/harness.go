@@ -59,7 +59,7 @@ func serveImages() error {
 	ctx, cancel := context.WithTimeout(context.Background(), isolate.Patient(2*time.Minute))
 	defer cancel()
 	var err error
-	if registry, err = node.Registry(ctx, Binary("registry"), filepath.Join(isolate.Scratch(), "registry")); err != nil {
+	if registry, err = node.Registry(ctx, Binary("registry"), Images()); err != nil {
 		return err
 	}
 	return images.Builder{Web: Binary("web")}.Push(ctx, registry)
@@ -84,6 +84,9 @@ func moduleRoot() string {
 	}
 	return "."
 }
+
+// Images is the data directory of the registry with the test images.
+func Images() string { return filepath.Join(isolate.Scratch(), "registry") }
 
 // Ref is the reference under which the registry serves one of the images of package images.
 func Ref(image string) string { return registry + "/" + image }
@@ -123,10 +126,10 @@ func Program(binary string, env ...string) Option {
 	return func(o *node.Options) { o.Binary, o.Env = binary, append(o.Env, env...) }
 }
 
-// Serve serves the data directory of a registry and returns its address.
-func Serve(t *testing.T, data string) string {
+// Serve serves the data directory of a registry and returns its address. More of the configuration may be in env.
+func Serve(t *testing.T, data string, env ...string) string {
 	t.Helper()
-	address, err := node.Registry(t.Context(), Binary("registry"), data)
+	address, err := node.Registry(t.Context(), Binary("registry"), data, env...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -230,8 +231,8 @@ func (n *Node) end(sig syscall.Signal) error {
 func (n *Node) Exited() <-chan struct{} { return n.exited }
 
 // Registry starts a registry from binary, on a free port of the loopback, with its data in dir. It ends with
-// the isolation.
-func Registry(ctx context.Context, binary, dir string) (address string, err error) {
+// the isolation. More of its configuration may be in env.
+func Registry(ctx context.Context, binary, dir string, env ...string) (address string, err error) {
 	address, err = freePort()
 	if err != nil {
 		return "", err
@@ -243,7 +244,7 @@ func Registry(ctx context.Context, binary, dir string) (address string, err erro
 		return "", fmt.Errorf("configure registry: %w", err)
 	}
 	cmd := exec.Command(binary, "serve", file)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	cmd.Env = slices.Concat(os.Environ(), []string{"OTEL_TRACES_EXPORTER=none"}, env)
 	log, err := os.Create(name + ".log")
 	if err != nil {
 		return "", err
