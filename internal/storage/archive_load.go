@@ -235,7 +235,13 @@ func (a *archivedImage) allNames() []reference.Named {
 func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image) (err error) {
 	id, shown := described.ConfigInfo().Digest.Encoded(), new(board) // which nobody looks at
 	bounds := boundedSource{img, new(atomic.Uint64), shown}
-	if err := s.mendLayers(ctx, bounds, described); err != nil {
+	sys := s.systemContext(Auth{})
+	options := &copy.Options{SourceCtx: sys, DestinationCtx: sys, RemoveSignatures: true}
+	if isEncrypted(described) {
+		if options.OciDecryptConfig, err = s.decryption(); err != nil {
+			return err
+		}
+	} else if err := s.mendLayers(ctx, bounds, described); err != nil {
 		return err
 	}
 	meters := []*meter{}
@@ -264,8 +270,7 @@ func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described
 		return err
 	}
 	defer func() { err = errors.Join(err, checked.Destroy()) }()
-	sys := s.systemContext(Auth{})
-	_, err = copy.Image(ctx, checked, dst, boundedImage{img, bounds}, &copy.Options{SourceCtx: sys, DestinationCtx: sys, RemoveSignatures: true})
+	_, err = copy.Image(ctx, checked, dst, boundedImage{img, bounds}, options)
 	failpoint.Hit("storage/load/copied")
 	return err
 }

@@ -13,8 +13,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
@@ -104,6 +106,27 @@ func TestAPodMayAskForTheDigestOfALoadedList(t *testing.T) {
 	if got := resolve(t, s, "example.com/a/b@"+listed.String()); got.ID != img.ID {
 		t.Errorf("by the list's digest: %s, want %s", got.ID, img.ID)
 	}
+}
+
+func TestAnEncryptedArchiveNeedsAKeyOfTheNode(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	r.push(t, "plain:1", asOCI(simple(t, "secret")))
+	key := w.encrypt(t, r.host+"/plain:1", r.host+"/encrypted:1")
+	ref, err := name.ParseReference(r.host+"/encrypted:1", name.Insecure)
+	check(t, err)
+	img, err := remote.Image(ref)
+	check(t, err)
+	raw := ociLayout(t, false, map[string]string{annotationName: fullName}, img)
+	s := w.open(t)
+	if _, err := tryLoad(t.Context(), s, raw, ""); err == nil || !strings.Contains(err.Error(), "there is no key") || len(list(t, s)) > 0 {
+		t.Errorf("without a key: %v, stored %v", err, list(t, s))
+	}
+	w.write(t, "keys/own.pem", key)
+	if loaded := load(t, s, raw, ""); len(loaded) != 1 || loaded[0].ID != idOf(t, img) {
+		t.Errorf("loaded %+v", loaded)
+	}
+	checkLayers(t, s, idOf(t, img), "secret")
 }
 
 func TestALoadedImageIsTheStoresOwn(t *testing.T) {
