@@ -286,6 +286,23 @@ func TestArtifact(t *testing.T) {
 	}
 }
 
+// TestSignedArtifacts: the policy is asked about an artifact as about an image, at the pull and at its use.
+func TestSignedArtifacts(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	p, other := parcel(t, "application/vnd.example.a", "f", "content"), parcel(t, "application/vnd.example.b", "f", "else")
+	r.put(t, "signed:1", p)
+	r.put(t, "unsigned:1", other)
+	w.PolicyPath = w.write(t, "policy.json", signedBy("signedBy", w.gpg(t, r.host+"/signed:1", digest.FromBytes(p.raw).String())))
+	s := w.open(t)
+	img := pull(t, s, r.host+"/signed:1")
+	_, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/unsigned:1"})
+	wantRefused(t, err)
+	check(t, s.Close())
+	s = w.open(t)
+	check(t, s.Permit(t.Context(), Use{ImageID: img.ID}))
+}
+
 // TestTwoPullOneArtifact by names of their own, at once: it is stored once, and no layer is left over.
 func TestTwoPullOneArtifact(t *testing.T) {
 	r := newRegistry(t)

@@ -138,6 +138,32 @@ func TestAShelfWhoseDiskGoes(t *testing.T) {
 	checkLayers(t, s, a.ID, "a")
 }
 
+// TestSignedImagesOfAShelf are used when a policy wants no signatures; when it does, a pull brings them with the image.
+func TestSignedImagesOfAShelf(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	r.push(t, "plain:1", simple(t, "a"))
+	r.push(t, "unsigned:1", simple(t, "b"))
+	key := w.cosign(t, r.host+"/plain:1", r.host+"/signed:1")
+	w.PolicyPath = w.write(t, "policy.json", []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`))
+	w.Shelves = []string{newShelf(t, r, "signed:1", "unsigned:1")}
+	s := w.open(t)
+	strict := func(img Image) error { return s.Permit(t.Context(), Use{ImageID: img.ID, Namespace: "strict"}) }
+	img, unsigned := resolve(t, s, r.host+"/signed:1"), resolve(t, s, r.host+"/unsigned:1")
+	check(t, strict(img))
+	w.write(t, "policies/strict.json", signedBy("sigstoreSigned", key))
+	wantRefused(t, strict(img))
+	wantRefused(t, strict(unsigned))
+	check(t, s.Permit(t.Context(), Use{ImageID: unsigned.ID}))
+	if again := pull(t, s, r.host+"/unsigned:1"); again.Store == "" {
+		t.Errorf("what nobody has signed was copied: %+v", again)
+	}
+	if own := pull(t, s, r.host+"/signed:1"); own.Store != "" || own.ID != img.ID {
+		t.Errorf("pulled with its signatures: %+v", own)
+	}
+	check(t, strict(img))
+}
+
 // TestADamagedShelf: what is written there comes from whoever may write to it, and harms nobody's images but its own.
 func TestADamagedShelf(t *testing.T) {
 	r := newRegistry(t)
