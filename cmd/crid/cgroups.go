@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/crid/crid/internal/cgroup"
 	"github.com/crid/crid/internal/config"
@@ -44,7 +46,15 @@ func (r *rooms) openCgroups() error {
 	if systemd.Running() && !chosen.Systemd && r.cfg.CgroupDriver == "auto" {
 		r.warnings = append(r.warnings, fmt.Sprintf("the cgroup driver is cgroupfs on a host that systemd runs: %s", chosen.why))
 	}
-	return nil
+	if chosen.Systemd {
+		return nil // it hands controllers down by itself
+	}
+	withheld, err := tree.Withheld()
+	if len(withheld) > 0 {
+		r.host.Controllers = slices.DeleteFunc(slices.Clone(r.host.Controllers), func(name string) bool { return slices.Contains(withheld, name) })
+		r.warn(fmt.Sprintf("pods get no cgroup controllers %s, and limits that need them are refused: processes are in the root of the cgroups that crid sees. Move them, crid among them, to a cgroup below it before crid starts (DelegateSubgroup= of a systemd unit does)", strings.Join(withheld, ", ")))
+	}
+	return err
 }
 
 // unitsOf is where the scopes of containers are known, whatever the driver of new ones: it may have changed.

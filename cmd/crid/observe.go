@@ -87,8 +87,7 @@ func (r *rooms) startMetrics(ctx context.Context, active func() int64) (stop fun
 	l, err := listenMetrics(ctx, r.cfg.Metrics.Address)
 	if err != nil {
 		warning := fmt.Sprintf("metrics are not served: %v: choose another [metrics] address and restart crid", err)
-		r.warnings = append(r.warnings, warning)
-		r.log.Warn(warning)
+		r.warn(warning)
 		return func() error { return nil }
 	}
 	mux := http.NewServeMux()

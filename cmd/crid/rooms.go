@@ -58,6 +58,12 @@ type told struct {
 	found    atomic.Pointer[[]fsck.Finding] // what was missing, or no crid's, once it was looked for
 }
 
+// warn tells the operator, by the log and by Status, what is not as it should be since the start.
+func (r *rooms) warn(warning string) {
+	r.warnings = append(r.warnings, warning)
+	r.log.Warn(warning)
+}
+
 // closer ends one room.
 type closer struct {
 	name string

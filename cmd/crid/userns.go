@@ -43,8 +43,7 @@ func (r *rooms) doubtUserns(err error, limit string) {
 	} else {
 		r.programs.withoutUserns()
 	}
-	r.warnings = append(r.warnings, warning)
-	r.log.Warn(warning)
+	r.warn(warning)
 }
 
 // passes tells whether a failure is of the moment.

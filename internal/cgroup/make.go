@@ -45,7 +45,7 @@ func (h hierarchy) create(path string) error {
 		parent := dir
 		dir = filepath.Join(dir, name)
 		if h.unified && len(h.controllers) > 0 {
-			if err := handDown(parent, h.controllers); err != nil {
+			if _, err := handDown(parent, h.controllers); err != nil {
 				return err
 			}
 		}
@@ -85,26 +85,58 @@ func fillCpuset(parent, dir string) error {
 	return nil
 }
 
-// handDown enables the controllers for the children of the v2 cgroup dir, as far as it can.
-func handDown(dir string, controllers []string) error {
+// handDown enables the controllers for the children of the v2 cgroup dir, and returns those that it cannot give.
+func handDown(dir string, controllers []string) (withheld []string, err error) {
 	gives, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var missing []string
 	for _, controller := range controllers {
 		if !slices.Contains(strings.Fields(string(gives)), controller) {
-			missing = append(missing, "+"+controller)
+			missing = append(missing, controller)
 		}
 	}
-	if len(missing) == 0 || write(dir, "cgroup.subtree_control", strings.Join(missing, " ")) == nil {
-		return nil
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	// The kernel would hand down those that work by thread, and no process could be in a child then.
+	if inhabited, err := inhabited(dir); err != nil || inhabited {
+		return missing, err
+	}
+	if write(dir, "cgroup.subtree_control", "+"+strings.Join(missing, " +")) == nil {
+		return nil, nil
 	}
 	for _, controller := range missing {
-		// That was all or nothing; one by one, a refusal leaves this controller out, as Create says.
-		_ = write(dir, "cgroup.subtree_control", controller)
+		// That was all or nothing; one by one, only what is refused is left out.
+		if write(dir, "cgroup.subtree_control", "+"+controller) != nil {
+			withheld = append(withheld, controller)
+		}
 	}
-	return nil
+	return withheld, nil
+}
+
+// inhabited tells whether processes are in the v2 cgroup dir itself; in the root of the hierarchy they do no harm.
+func inhabited(dir string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err != nil {
+		return false, nil // it is the root
+	}
+	pids, err := procs(dir)
+	return len(pids) > 0, err
+}
+
+// Withheld returns the controllers that the host has and that no pod can get, on v2, after having tried: the root of a cgroup
+// namespace does not hand most of them down while processes are in it.
+func (t *Tree) Withheld() (withheld []string, err error) {
+	for _, h := range t.hierarchies {
+		if !h.unified || len(h.controllers) == 0 {
+			continue
+		}
+		if withheld, err = handDown(h.dir, h.controllers); err != nil {
+			return nil, fmt.Errorf("hand down cgroup controllers: %w", err)
+		}
+	}
+	return withheld, nil
 }
 
 // Join moves a process, with all its threads, into the cgroup at path in every hierarchy. NotFound when there is no

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -124,6 +125,20 @@ func TestCreateHandsControllersDown(t *testing.T) {
 				t.Errorf("%s with %q: %q, %v", dir, given, got, err)
 			}
 		}
+	}
+}
+
+func TestWhatIsWithheldIsTold(t *testing.T) {
+	tree := fake(t, map[string]string{"cgroup.subtree_control": "cpu memory"})
+	if withheld, err := tree.Withheld(); err != nil || len(withheld) > 0 {
+		t.Errorf("where all is given: %q, %v", withheld, err)
+	}
+	tree = fake(t, map[string]string{"cgroup.subtree_control": "cpu", "cgroup.type": "domain", "cgroup.procs": "1\n"})
+	if withheld, err := tree.Withheld(); err != nil || !slices.Equal(withheld, []string{"memory"}) {
+		t.Errorf("with processes in the root: %q, %v", withheld, err)
+	}
+	if got, err := os.ReadFile(filepath.Join(tree.hierarchies[0].dir, "cgroup.subtree_control")); err != nil || string(got) != "cpu" {
+		t.Errorf("with processes in the root, it was asked for %q, %v", got, err)
 	}
 }
 
