@@ -12,7 +12,8 @@ import (
 	"github.com/crid/crid/test/stuck"
 )
 
-// TestMain plays a CNI plugin, a runtime or an old kernel when it is started by the name of one, else runs the tests.
+// TestMain plays a CNI plugin, a runtime, an old kernel or a container around crid when it is started by the name of one,
+// else runs the tests.
 func TestMain(m *testing.M) {
 	stuck.Play()
 	switch filepath.Base(os.Args[0]) {
@@ -23,8 +24,25 @@ func TestMain(m *testing.M) {
 	case oldKernel:
 		fmt.Fprintln(os.Stderr, "play an old kernel:", playOldKernel()) // it returns only to say why not
 		os.Exit(1)
+	case inRoot:
+		fmt.Fprintln(os.Stderr, "play crid in the root of its cgroups:", playInRoot())
+		os.Exit(1)
 	}
 	harness.Main(m)
+}
+
+// ownProgram is this test binary by the name of a program that it plays.
+func ownProgram(t *testing.T, name string) string {
+	t.Helper()
+	self, err := os.Executable()
+	program := filepath.Join(t.TempDir(), name)
+	if err == nil {
+		err = os.Symlink(self, program)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // runtimes are the handlers that every runtime-dependent test is run with.

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -42,14 +41,7 @@ func playOldKernel() error {
 // TestAnExitOnAnOldKernel kills monitors where the kernel does not tell how a process ended that was reaped: then nobody
 // knows, and that is what is said, as soon as ever. What a monitor has recorded is known all the same.
 func TestAnExitOnAnOldKernel(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	program := filepath.Join(t.TempDir(), oldKernel)
-	if err := os.Symlink(self, program); err != nil {
-		t.Fatal(err)
-	}
+	program := ownProgram(t, oldKernel)
 	c := harness.Start(t, harness.Program(program))
 	pod := c.RunPod()
 	if s := pod.Run("exit 3").Wait(); s.ExitCode != 3 || s.Reason != "Error" {
