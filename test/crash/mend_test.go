@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/crid/crid/test/harness"
 	"github.com/crid/crid/test/images"
 )
@@ -21,12 +23,23 @@ var mendScenarios = []scenario{
 	{name: "crid fsck --repair", set: repair, cases: of("crid/mend/", "network/", "state/delete/")},
 }
 
-// pullDamaged pulls an image that lacks a layer's files and all of another layer.
+// pullDamaged pulls an image that lacks a layer's files and all of another layer. It is the same in all cases: what one leaves
+// damaged, since nobody repeats its pull, the next one mends.
 func pullDamaged(t *testing.T, c *harness.Crid) act {
 	c.Pull(images.Busybox)
 	forget(t, c, images.Volume)
 	others := layers(t, c)
-	a := pull(t, c)
+	a := act{
+		call: func() error {
+			_, err := c.Images.PullImage(c.Context(), &runtime.ImageSpec{Image: harness.Ref(images.Volume)}, nil, nil)
+			return err
+		},
+		after: func() {
+			if got := c.RunPod(onHost).Output("cat /data/seed", func(cfg *runtime.ContainerConfig) { cfg.Image.Image = harness.Ref(images.Volume) }); got != "seed\n" {
+				t.Errorf("a container of the mended image said %q", got)
+			}
+		},
+	}
 	if err := a.call(); err != nil {
 		t.Fatal(err)
 	}
