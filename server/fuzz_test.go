@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"regexp"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crid/crid/internal/admin"
 	"github.com/crid/crid/internal/container"
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/sandbox"
@@ -58,7 +60,7 @@ func FuzzRequests(f *testing.F) {
 
 // rpc is a method of one of the two services.
 type rpc struct {
-	image   bool // of the ImageService
+	serves  func(h *house) any // the service that it is of
 	name    string
 	method  grpc.MethodDesc // zero for one that answers with a stream
 	stream  grpc.StreamDesc // zero for one that does not
@@ -69,13 +71,19 @@ type rpc struct {
 
 func allCalls() []rpc {
 	var calls []rpc
-	for _, service := range []grpc.ServiceDesc{runtime.RuntimeService_ServiceDesc, runtime.ImageService_ServiceDesc} {
-		image := service.ServiceName == runtime.ImageService_ServiceDesc.ServiceName
-		for _, m := range service.Methods {
-			calls = append(calls, rpc{image: image, name: m.MethodName, method: m}.explore())
+	for _, service := range []struct {
+		desc   grpc.ServiceDesc
+		serves func(h *house) any
+	}{
+		{runtime.RuntimeService_ServiceDesc, func(h *house) any { return &runtimeService{Server: h.server} }},
+		{runtime.ImageService_ServiceDesc, func(h *house) any { return &imageService{Server: h.server} }},
+		{admin.Admin_ServiceDesc, func(h *house) any { return newAdminService(h.server) }},
+	} {
+		for _, m := range service.desc.Methods {
+			calls = append(calls, rpc{serves: service.serves, name: m.MethodName, method: m}.explore())
 		}
-		for _, s := range service.Streams {
-			calls = append(calls, rpc{image: image, name: s.StreamName, stream: s}.explore())
+		for _, s := range service.desc.Streams {
+			calls = append(calls, rpc{serves: service.serves, name: s.StreamName, stream: s}.explore())
 		}
 	}
 	return calls
@@ -99,11 +107,11 @@ func (c rpc) explore() rpc {
 // call sends what decode makes the request, and returns the answers.
 func (c rpc) call(ctx context.Context, h *house, decode func(any) error) ([]any, error) {
 	if c.stream.Handler == nil {
-		answer, err := c.method.Handler(c.service(h), ctx, decode, h.server.gate.unary)
+		answer, err := c.method.Handler(c.serves(h), ctx, decode, h.server.gate.unary)
 		return []any{answer}, err
 	}
 	s := &heard{ctx: ctx, decode: decode}
-	err := h.server.gate.stream(c.service(h), s, &grpc.StreamServerInfo{FullMethod: "/x/" + c.name}, c.stream.Handler)
+	err := h.server.gate.stream(c.serves(h), s, &grpc.StreamServerInfo{FullMethod: "/x/" + c.name}, c.stream.Handler)
 	return s.said, err
 }
 
@@ -113,19 +121,22 @@ type heard struct {
 	ctx               context.Context
 	decode            func(any) error
 	said              []any
+	had               bool // its one message
 }
 
-func (h *heard) Context() context.Context     { return h.ctx }
-func (h *heard) RecvMsg(m any) error          { return h.decode(m) }
+func (h *heard) Context() context.Context { return h.ctx }
+
+// RecvMsg gives one message.
+func (h *heard) RecvMsg(m any) error {
+	if h.had {
+		return io.EOF
+	}
+	h.had = true
+	return h.decode(m)
+}
+
 func (h *heard) SendMsg(m any) error          { h.said = append(h.said, m); return nil }
 func (h *heard) SendHeader(metadata.MD) error { return nil }
-
-func (c rpc) service(h *house) any {
-	if c.image {
-		return &imageService{Server: h.server}
-	}
-	return &runtimeService{Server: h.server}
-}
 
 // fieldNames collects the names of all fields at any depth.
 func fieldNames(d protoreflect.MessageDescriptor, into map[string]bool) {
