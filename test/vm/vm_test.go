@@ -20,7 +20,7 @@ var (
 )
 
 // guestLimit bounds one machine from boot to its end.
-const guestLimit = time.Hour
+const guestLimit = 2 * time.Hour
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -77,7 +77,7 @@ type part struct {
 
 // tests is a step that runs those tests of a program that match; prefix, if any, is a command that runs it.
 func tests(name, program, match string, prefix ...string) part {
-	return part{Step: Step{name, append(prefix, "./"+program, "-test.v", "-test.timeout=55m", "-test.run="+match),
+	return part{Step: Step{name, append(prefix, "./"+program, "-test.v", "-test.timeout=110m", "-test.run="+match),
 		[]string{"CRID_BIN=/crid-test/bin", "CRID_TEST_ROOT=1", "CRID_TEST_SYSTEMD=1", "CRID_TEST_PATIENCE=10"}}}
 }
 
