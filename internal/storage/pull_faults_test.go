@@ -62,10 +62,10 @@ func (f *faulty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		f.other++
 	}
-	n := len(f.asked)
+	n, play := len(f.asked), f.play
 	f.mu.Unlock()
 	if isLayer {
-		f.play(f, w, r, n)
+		play(f, w, r, n)
 		return
 	}
 	f.liar.ServeHTTP(w, r)
