@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 )
 
 const (
@@ -17,17 +18,34 @@ const (
 // belt carries a layer's archive, in pieces, from who unpacks its compression to who looks at it, and on to who makes files
 // of it. All three work at the same time, on different pieces; a piece is copied by nobody. When one fails ctx ends.
 type belt struct {
+	store  *sync.Pool // of pieces that no belt has
 	free   chan []byte
 	plain  chan []byte   // not looked at yet; closed at the end
 	looked chan [][]byte // closed at the end
 }
 
-func newBelt() *belt {
-	b := &belt{free: make(chan []byte, beltPieces), plain: make(chan []byte, beltPieces), looked: make(chan [][]byte, beltPieces)}
+func newBelt(store *sync.Pool) *belt {
+	b := &belt{store: store, free: make(chan []byte, beltPieces), plain: make(chan []byte, beltPieces), looked: make(chan [][]byte, beltPieces)}
 	for range beltPieces {
 		b.free <- []byte{} // which gets its bytes when it is needed: most layers are small
 	}
 	return b
+}
+
+func (b *belt) newPiece() []byte {
+	if had, ok := b.store.Get().(*[beltPiece]byte); ok {
+		return had[:]
+	}
+	return make([]byte, beltPiece)
+}
+
+// clear gives back what lies free, when nobody works at the belt any more.
+func (b *belt) clear() {
+	for len(b.free) > 0 {
+		if piece := <-b.free; cap(piece) > 0 {
+			b.store.Put((*[beltPiece]byte)(piece[:beltPiece]))
+		}
+	}
 }
 
 // fill puts all that from has on the belt.
@@ -38,7 +56,7 @@ func (b *belt) fill(ctx context.Context, from io.Reader) error {
 			return err
 		}
 		if cap(piece) == 0 {
-			piece = make([]byte, beltPiece)
+			piece = b.newPiece()
 		}
 		piece = piece[:beltPiece]
 		n := 0

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -36,9 +37,10 @@ type layerBlob struct {
 
 // differ unpacks a layer into the directory that the store gives it.
 type differ struct {
-	ctx   context.Context // the store's interface passes none on
-	layer layerBlob
-	dir   string // for the recipe while it is written
+	ctx    context.Context // the store's interface passes none on
+	layer  layerBlob
+	dir    string // for the recipe while it is written
+	pieces *sync.Pool
 }
 
 func (d differ) Close() error { return nil }
@@ -52,7 +54,9 @@ func (d differ) ApplyDiff(dest string, options *archive.TarOptions, _ *drivers.D
 	packed := bufio.NewWriterSize(recipe, 64<<10)
 	split := newSplitter(packed)
 	contents := &tallied{hash: sha256.New()}
-	if err := d.layer.unpack(d.ctx, split, contents, func(r io.Reader) error { return unpackIn(dest, r, options) }); err != nil {
+	belt := newBelt(d.pieces)
+	defer belt.clear()
+	if err := d.layer.unpack(d.ctx, belt, split, contents, func(r io.Reader) error { return unpackIn(dest, r, options) }); err != nil {
 		return out, errors.Join(err, recipe.Close())
 	}
 	if err := packed.Flush(); err != nil {
@@ -81,9 +85,8 @@ func unnamedFile(dir string) (*os.File, error) {
 }
 
 // unpack takes the blob to pieces: write is handed the archive.
-func (l layerBlob) unpack(ctx context.Context, split *splitter, contents *tallied, write func(io.Reader) error) error {
+func (l layerBlob) unpack(ctx context.Context, belt *belt, split *splitter, contents *tallied, write func(io.Reader) error) error {
 	work, ctx := errgroup.WithContext(ctx)
-	belt := newBelt()
 	work.Go(func() error { return l.fetch(ctx, belt) })
 	work.Go(func() error {
 		r := &lookout{ctx: ctx, belt: belt, sum: contents}

@@ -33,6 +33,7 @@ type pulls struct {
 	places *semaphore.Weighted // for the layers that are fetched at a time
 	claims claims
 	procs  lentProcs
+	pieces sync.Pool // of belts
 
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image
 }
