@@ -32,7 +32,6 @@ type pulls struct {
 	wire   wire
 	places *semaphore.Weighted // for the layers that are fetched at a time
 	claims claims
-	procs  lentProcs
 	pieces sync.Pool // of belts
 
 	layers sync.RWMutex // shared by all downloads; the collector has it alone while it removes layers without image

@@ -274,7 +274,6 @@ func (s *Images) storedBlob(p *layerPlan) *cstorage.Layer {
 
 // stage unpacks a layer beside the others.
 func (s *Images) stage(ctx context.Context, layer layerBlob) (*drivers.DriverWithDifferOutput, error) {
-	defer s.pulls.procs.lend()()
 	staged, err := s.store.PrepareStagedLayer(nil, differ{ctx, layer, s.scratchDir(), &s.pulls.pieces})
 	if err != nil {
 		if staged != nil {
