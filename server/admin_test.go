@@ -110,7 +110,7 @@ func all[M any](t *testing.T, stream grpc.ServerStreamingClient[M], err error) (
 
 func TestAnArchiveComesAndGoesInPieces(t *testing.T) {
 	h, c := withAdmin(t)
-	h.library.archive = bytes.Repeat([]byte("archive "), 400<<10)
+	h.store.archive = bytes.Repeat([]byte("archive "), 400<<10)
 	stream, err := c.LoadImages(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -121,8 +121,8 @@ func TestAnArchiveComesAndGoesInPieces(t *testing.T) {
 		}
 	}
 	send(&admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Header{Header: &admin.LoadHeader{Name: "n:1"}}})
-	for at := 0; at < len(h.library.archive); at += 1 << 20 {
-		send(&admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Data{Data: h.library.archive[at:min(at+1<<20, len(h.library.archive))]}})
+	for at := 0; at < len(h.store.archive); at += 1 << 20 {
+		send(&admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Data{Data: h.store.archive[at:min(at+1<<20, len(h.store.archive))]}})
 	}
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
@@ -131,8 +131,8 @@ func TestAnArchiveComesAndGoesInPieces(t *testing.T) {
 	if err != nil || len(images) != 1 || !images[0].GetExisted() || images[0].GetImage().GetId() != "1d" || images[0].GetImage().GetUsers()[0] != "c1" {
 		t.Errorf("loaded %v, %v", images, err)
 	}
-	if !bytes.Equal(h.library.loaded.Bytes(), h.library.archive) || h.library.name != "n:1" {
-		t.Errorf("%d bytes came as %q", h.library.loaded.Len(), h.library.name)
+	if !bytes.Equal(h.store.loaded.Bytes(), h.store.archive) || h.store.name != "n:1" {
+		t.Errorf("%d bytes came as %q", h.store.loaded.Len(), h.store.name)
 	}
 	pieces, err := all(t, must(t, c.SaveImages, &admin.SaveImagesRequest{Refs: []string{"a:1"}}), nil)
 	var got []byte
@@ -142,10 +142,10 @@ func TestAnArchiveComesAndGoesInPieces(t *testing.T) {
 		}
 		got = append(got, p.GetData()...)
 	}
-	if err != nil || !bytes.Equal(got, h.library.archive) {
+	if err != nil || !bytes.Equal(got, h.store.archive) {
 		t.Errorf("%d bytes were saved, %v", len(got), err)
 	}
-	h.library.err = fmt.Errorf("a: %w", errdef.Unsupported)
+	h.store.err = fmt.Errorf("a: %w", errdef.Unsupported)
 	if _, err := all(t, must(t, c.SaveImages, &admin.SaveImagesRequest{Refs: []string{"a:1"}}), nil); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a save that fails: %v", err)
 	}
@@ -167,7 +167,7 @@ func TestALoadEndsWithItsClientAndWithCrid(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, c := withAdmin(t)
-			h.library.slow = make(chan struct{})
+			h.store.slow = make(chan struct{})
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			stream, err := c.LoadImages(ctx)
@@ -177,7 +177,7 @@ func TestALoadEndsWithItsClientAndWithCrid(t *testing.T) {
 			if err := stream.Send(&admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Header{Header: &admin.LoadHeader{}}}); err != nil {
 				t.Fatal(err)
 			}
-			<-h.library.slow
+			<-h.store.slow
 			end(h, cancel)
 			if _, err := all(t, stream, nil); err == nil {
 				t.Error("it ended well")
@@ -206,7 +206,7 @@ func TestALoadBeginsWithItsHeader(t *testing.T) {
 		if err := stream.Send(first); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := all(t, stream, nil); status.Code(err) != codes.InvalidArgument || h.library.loaded.Len() > 0 {
+		if _, err := all(t, stream, nil); status.Code(err) != codes.InvalidArgument || h.store.loaded.Len() > 0 {
 			t.Errorf("%v: %v", first, err)
 		}
 	}
@@ -236,16 +236,16 @@ func TestImagesByHand(t *testing.T) {
 	if img, err := c.TagImage(ctx, &admin.TagImageRequest{Ref: "a:1", Names: []string{"b"}}); err != nil || img.GetId() != "1d" {
 		t.Errorf("tag: %v, %v", img, err)
 	}
-	if r, err := c.RemoveImage(ctx, &admin.RemoveImageRequest{Ref: "a:1", Force: true}); err != nil || !r.GetRemoved() || r.GetSize() != 7 || h.library.dropped[0] != "a:1true" {
-		t.Errorf("remove: %v, %v, %v", r, err, h.library.dropped)
+	if r, err := c.RemoveImage(ctx, &admin.RemoveImageRequest{Ref: "a:1", Force: true}); err != nil || !r.GetRemoved() || r.GetSize() != 7 || h.store.dropped[0] != "a:1true" {
+		t.Errorf("remove: %v, %v, %v", r, err, h.store.dropped)
 	}
-	if r, err := all(t, must(t, c.PruneImages, &admin.PruneImagesRequest{All: true, DryRun: true}), nil); err != nil || len(r) != 1 || h.library.dropped[1] != "true true" {
-		t.Errorf("prune: %v, %v, %v", r, err, h.library.dropped)
+	if r, err := all(t, must(t, c.PruneImages, &admin.PruneImagesRequest{All: true, DryRun: true}), nil); err != nil || len(r) != 1 || h.store.dropped[1] != "true true" {
+		t.Errorf("prune: %v, %v, %v", r, err, h.store.dropped)
 	}
 	if v, err := all(t, must(t, c.VerifyImages, &admin.VerifyImagesRequest{}), nil); err != nil || len(v) != 1 || v[0].GetLayers() != 2 || v[0].GetFaults()[0] != "f" || v[0].GetUnknown()[0] != "u" {
 		t.Errorf("verify: %v, %v", v, err)
 	}
-	h.library.err = fmt.Errorf("it is used: %w", errdef.WrongState)
+	h.store.err = fmt.Errorf("it is used: %w", errdef.WrongState)
 	if _, err := c.RemoveImage(ctx, &admin.RemoveImageRequest{Ref: "a:1"}); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("remove of what is used: %v", err)
 	}
@@ -275,13 +275,13 @@ func TestAPullByHandTellsNobodyItsSecrets(t *testing.T) {
 func TestChecksGoOneAfterTheOther(t *testing.T) {
 	h, c := withAdmin(t)
 	r, err := c.Fsck(t.Context(), &admin.FsckRequest{})
-	if err != nil || string(r.GetReport()) != `{"by":"me"}` || h.library.repairs != 0 {
-		t.Errorf("a check: %v, %v, %d repairs", r, err, h.library.repairs)
+	if err != nil || string(r.GetReport()) != `{"by":"me"}` || h.store.repairs != 0 {
+		t.Errorf("a check: %v, %v, %d repairs", r, err, h.store.repairs)
 	}
-	if _, err := c.Fsck(t.Context(), &admin.FsckRequest{Repair: true}); err != nil || h.library.repairs != 1 {
-		t.Errorf("a repair: %v, %d repairs", err, h.library.repairs)
+	if _, err := c.Fsck(t.Context(), &admin.FsckRequest{Repair: true}); err != nil || h.store.repairs != 1 {
+		t.Errorf("a repair: %v, %d repairs", err, h.store.repairs)
 	}
-	h.library.err = errors.New("the disk is on fire")
+	h.store.err = errors.New("the disk is on fire")
 	if _, err := c.Fsck(t.Context(), &admin.FsckRequest{}); err == nil || Told(err).Error() != "the disk is on fire" {
 		t.Errorf("a check that fails: %v", err)
 	}

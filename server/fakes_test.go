@@ -35,7 +35,7 @@ type house struct {
 	pods       *fakePods
 	containers *fakeContainers
 	images     *fakeImages
-	library    *fakeLibrary
+	store      *fakeLibrary
 	stats      *fakeStats
 	events     *event.Bus[event.Event]
 	network    fact.Condition
@@ -62,7 +62,7 @@ func furnish() *house {
 		pods:       &fakePods{byID: map[string]*fakePod{}},
 		containers: &fakeContainers{byID: map[string]*fakeContainer{}},
 		images:     &fakeImages{},
-		library:    &fakeLibrary{},
+		store:      &fakeLibrary{},
 		stats:      &fakeStats{},
 		events:     event.New[event.Event](16),
 		network:    fact.Condition{Ready: true},
@@ -77,7 +77,7 @@ func furnish() *house {
 		Streams: fakeStreams{},
 		Network: func() fact.Condition { return h.network },
 		Info:    func() map[string]any { return map[string]any{"config": map[string]string{"root": "/r"}} },
-		Admin:   Admin{Library: h.library, Fsck: h.library.fsck},
+		Admin:   Admin{Library: h.store, Fsck: h.store.fsck},
 		Log:     slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	return h
