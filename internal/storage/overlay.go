@@ -265,9 +265,19 @@ func makeEmpty(dir string) error {
 		return err
 	}
 	failpoint.Hit("storage/empty/made")
-	err := os.Chmod(dir, 0o755) // whatever the umask
+	err := openTo(dir, 0o755) // whatever the umask
 	failpoint.Hit("storage/empty/opened")
 	return err
+}
+
+// openTo sets the mode of a directory that has another. One that has it is not written to: at the end of a quota a btrfs
+// refuses that, too, and crid must start there.
+func openTo(dir string, mode fs.FileMode) error {
+	info, err := os.Lstat(dir)
+	if err != nil || info.Mode().Perm() == mode {
+		return err
+	}
+	return os.Chmod(dir, mode)
 }
 
 // makePrivate makes dir a mount of its own that propagates nothing.

@@ -70,8 +70,8 @@ func OpenRootfs(cfg RootfsConfig, images Layers) (*Rootfs, error) {
 		failpoint.Hit("storage/rootfs/dir-made")
 	}
 	// The root of a user namespace is nobody here, and runtimes go through MountDir as it, to a door of its own.
-	if err := os.Chmod(cfg.MountDir, 0o711); err != nil {
-		return nil, fmt.Errorf("open root filesystems: %w", err)
+	if err := openTo(cfg.MountDir, 0o711); err != nil {
+		return nil, fmt.Errorf("open root filesystems: %w", errdef.Disk(err))
 	}
 	failpoint.Hit("storage/rootfs/opened-to-users")
 	if err := makeEmpty(filepath.Join(cfg.Dir, emptyName)); err != nil {

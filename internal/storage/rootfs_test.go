@@ -309,3 +309,29 @@ func BenchmarkRootfsMountRemove(b *testing.B) {
 		}
 	}
 }
+
+// At the end of a btrfs's quota what exists cannot be changed: what is as it should be is left alone.
+func TestDirectoriesThatAreRightAreNotWrittenTo(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "empty")
+	changed := func() unix.Timespec {
+		if err := makeEmpty(dir); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Mode&0o7777 != 0o755 {
+			t.Errorf("mode %o", st.Mode&0o7777)
+		}
+		return st.Ctim
+	}
+	first := changed()
+	if again := changed(); again != first {
+		t.Errorf("changed at %v, then at %v", first, again)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	changed()
+}

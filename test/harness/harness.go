@@ -264,15 +264,19 @@ func (c *Crid) showLog(output io.Closer) {
 	}
 }
 
-// end removes every pod, stops crid and looks for what is left.
+// end removes every pod, stops crid and looks for what is left, whatever of it fails.
 func (c *Crid) end() {
+	defer c.nothingLeft()
+	defer c.removeBridge()
+	if !c.alive() {
+		c.t.Error("crid is gone, its pods are not removed")
+		return
+	}
 	c.RemoveAll()
 	c.settled()
 	if err := c.Node.Stop(); err != nil {
 		c.t.Error("stop crid:", err)
 	}
-	c.removeBridge()
-	c.nothingLeft()
 }
 
 // RemoveAll stops and removes every pod.

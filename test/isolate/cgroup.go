@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +57,40 @@ func cgroupRoots(path string) ([]string, error) {
 		}
 	}
 	return roots, nil
+}
+
+// KillBelow kills the processes of the cgroups below parent, and returns when there are none.
+func KillBelow(parent string) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 1000 {
+		groups, err := Cgroups(parent)
+		if err != nil {
+			return err
+		}
+		killed := 0
+		for _, group := range groups {
+			raw, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			for _, field := range strings.Fields(string(raw)) {
+				pid, err := strconv.Atoi(field)
+				if err != nil || pid <= 0 { // 0 stands for a process that this namespace does not have
+					return fmt.Errorf("read the processes of %s: %q, %w", group, field, err)
+				}
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+					return fmt.Errorf("kill process %d of %s: %w", pid, group, err)
+				}
+				killed++
+			}
+		}
+		if killed == 0 {
+			return nil
+		}
+		<-tick.C // they are dying
+	}
+	return fmt.Errorf("there are still processes in the cgroups below %s", parent)
 }
 
 // removeCgroups removes parent and what is below it from every hierarchy; the processes are dead by now.
