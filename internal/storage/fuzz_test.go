@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	splittar "github.com/vbatts/tar-split/archive/tar"
 	"github.com/vbatts/tar-split/tar/asm"
 	tarsplit "github.com/vbatts/tar-split/tar/storage"
 	"go.podman.io/image/v5/docker/reference"
@@ -246,7 +247,7 @@ func FuzzSplit(f *testing.F) {
 			}
 		}
 		var own, theirs bytes.Buffer
-		err := newSplitter(&own).run(bytes.NewReader(raw))
+		err := newSplitter(&own, func(*splittar.Header, *content) error { return nil }).run(bytes.NewReader(raw))
 		r, done, failed := asm.NewInputTarStreamWithDone(bytes.NewReader(raw), tarsplit.NewJSONPacker(&theirs), nil)
 		check(t, failed)
 		_, _ = io.Copy(io.Discard, r) // the error comes by done, too

@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/crid/crid/internal/errdef"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
 	istorage "go.podman.io/image/v5/storage"
 	"golang.org/x/sys/unix"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 // TestImageWithAnotherID: a tool may store an image under an id that is not the digest of its configuration.

@@ -13,11 +13,12 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/crid/crid/internal/errdef"
-	"github.com/crid/crid/internal/failpoint"
 	"github.com/fsnotify/fsnotify"
 	"go.podman.io/image/v5/docker/reference"
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/failpoint"
 )
 
 // index is one immutable picture of the store: whoever reads it needs no lock and no disk.

@@ -9,9 +9,10 @@ import (
 	"sync"
 	"time"
 
+	cstorage "go.podman.io/storage"
+
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
-	cstorage "go.podman.io/storage"
 )
 
 const leasePrefix = "crid-lease-"

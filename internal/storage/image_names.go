@@ -5,10 +5,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/crid/crid/internal/errdef"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 // The store's names of an image are crid's record of what was pulled: repository:tag for every tag, and

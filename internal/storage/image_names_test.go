@@ -11,12 +11,13 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/crid/crid/internal/errdef"
 	"github.com/docker/distribution/registry/api/errcode"
 	v2 "github.com/docker/distribution/registry/api/v2"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker"
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 func TestReferences(t *testing.T) {

@@ -7,9 +7,10 @@ import (
 	"strings"
 	"sync"
 
+	cstorage "go.podman.io/storage"
+
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
-	cstorage "go.podman.io/storage"
 )
 
 // gates keep the making of containers and the removal of their image apart, for each image on its own.

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -228,7 +229,7 @@ func newDamagedWorld(t testing.TB, registries ...*fakeRegistry) *world {
 	dir := t.TempDir()
 	// In memory: each layer stored syncs the filesystem, and that of the machine may have more to write.
 	check(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"))
-	t.Cleanup(func() { check(t, unix.Unmount(dir, 0)) })
+	t.Cleanup(func() { check(t, unmountIdle(dir)) })
 	w := &world{dir: dir, ImagesConfig: ImagesConfig{
 		Root: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"),
 		Sources: Sources{
@@ -243,6 +244,20 @@ func newDamagedWorld(t testing.TB, registries ...*fakeRegistry) *world {
 	}
 	w.registries(t, conf.String())
 	return w
+}
+
+// unmountIdle waits for programs that are being started beside it: until they are, they have copies of all files that were open
+// when their start began.
+func unmountIdle(dir string) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 100 {
+		if err := unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		<-tick.C
+	}
+	return unix.Unmount(dir, 0)
 }
 
 func (w *world) registries(t testing.TB, conf string) {
@@ -272,7 +287,7 @@ func (w *world) verify(t *testing.T) {
 	t.Helper()
 	store, err := openStore(w.ImagesConfig, filepath.Join(w.Root, "storage"))
 	check(t, err)
-	defer store.Free()
+	defer freeStore(store)
 	most := cstorage.CheckMost()
 	most.LayerUnreferencedMaximumAge = nil
 	report, err := store.Check(most)

@@ -13,11 +13,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	cstorage "go.podman.io/storage"
+	"go.podman.io/storage/types"
+
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
 	"github.com/crid/crid/internal/step"
-	cstorage "go.podman.io/storage"
-	"go.podman.io/storage/types"
 )
 
 const (
@@ -145,7 +146,19 @@ func openImages(cfg ImagesConfig, idle time.Duration) (*Images, error) {
 // Dir is where the store lies, with no symbolic link on the way.
 func (s *Images) Dir() string { return s.root }
 
+// openStores guards the list of open stores that containers/storage keeps: its Free does not. Nothing else is waited for under it.
+var openStores sync.Mutex
+
+func freeStore(s cstorage.Store) {
+	openStores.Lock()
+	defer openStores.Unlock()
+	s.Free()
+}
+
+// openStore opens what is closed by freeStore.
 func openStore(cfg ImagesConfig, root string) (cstorage.Store, error) {
+	openStores.Lock()
+	defer openStores.Unlock()
 	return cstorage.GetStore(types.StoreOptions{
 		GraphRoot:       root,
 		RunRoot:         filepath.Join(cfg.RunRoot, "storage"),
@@ -222,7 +235,7 @@ func (s *Images) shutdown() error {
 
 // letGo ends the use of the store itself.
 func (s *Images) letGo() error {
-	defer s.store.Free()
+	defer freeStore(s.store)
 	// On a full disk the store cannot note that it has changed nothing.
 	if _, err := s.store.Shutdown(false); err != nil && !errors.Is(errdef.Disk(err), errdef.Exhausted) {
 		return fmt.Errorf("close image store %s: %w", s.root, err)

@@ -1,9 +1,9 @@
 package storage
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc64"
 	"io"
 	"io/fs"
 	"maps"
@@ -29,18 +29,18 @@ type headroom struct {
 	next  int64 // how many may have been read when the next file begins
 }
 
-func (g *headroom) Read(p []byte) (int, error) {
-	if g.taken > g.next {
+func (r *headroom) Read(p []byte) (int, error) {
+	if r.taken > r.next {
 		return 0, fmt.Errorf("more than %d bytes of headers for one file: %w", maxHeaders, errBounds)
 	}
-	n, err := g.from.Read(p)
-	g.taken += int64(n)
+	n, err := r.from.Read(p)
+	r.taken += int64(n)
 	return n, err
 }
 
 // begin allows headers to follow content of so many bytes.
-func (g *headroom) begin(content int64) {
-	g.next = g.taken + min(content, math.MaxInt64/2) + maxHeaders
+func (r *headroom) begin(content int64) {
+	r.next = r.taken + min(content, math.MaxInt64/2) + maxHeaders
 }
 
 // tally is what an archive has asked for so far.
@@ -87,14 +87,15 @@ type splitter struct {
 	recipe tarsplit.Packer
 	tally  tally
 	buffer []byte
+	each   func(h *tar.Header, content *content) error // is shown each file; what it does not read is dropped
 
 	uids, gids map[uint32]struct{}
 	rootMode   *fs.FileMode // nil: the layer says nothing about its root directory
 }
 
-func newSplitter(recipe io.Writer) *splitter {
+func newSplitter(recipe io.Writer, each func(*tar.Header, *content) error) *splitter {
 	return &splitter{
-		recipe: tarsplit.NewJSONPacker(recipe), buffer: make([]byte, 64<<10),
+		each: each, recipe: tarsplit.NewJSONPacker(recipe), buffer: make([]byte, 64<<10),
 		uids: map[uint32]struct{}{}, gids: map[uint32]struct{}{},
 	}
 }
@@ -134,18 +135,43 @@ func (s *splitter) entry(r *tar.Reader, h *tar.Header) error {
 	}
 	e := tarsplit.Entry{Type: tarsplit.FileType, Size: h.Size}
 	e.SetName(h.Name)
+	c := &content{from: r}
+	if err := s.each(h, c); err != nil {
+		return err
+	}
+	for c.err == nil {
+		_, _ = c.Read(s.buffer) // c.err has it
+	}
+	if !errors.Is(c.err, io.EOF) {
+		return c.err
+	}
 	if h.Size > 0 {
-		sum := crc64.New(tarsplit.CRCTable)
-		// Without the method of the reader that would bring its own, small buffer.
-		if _, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{r}, s.buffer); err != nil {
-			return fmt.Errorf("read layer's archive: %w", err)
-		}
-		e.Payload = sum.Sum(nil)
+		e.Payload = binary.BigEndian.AppendUint64(nil, c.crc)
 	}
 	if _, err := s.recipe.AddEntry(e); err != nil {
 		return fmt.Errorf("note %q of the layer: %w", h.Name, err)
 	}
 	return s.segment(r.RawBytes())
+}
+
+// content is what a file of an archive contains.
+type content struct {
+	from io.Reader
+	crc  uint64 // of what was read
+	err  error  // why there is no more: io.EOF, or what is wrong with the archive
+}
+
+func (c *content) Read(p []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
+	n, err := c.from.Read(p)
+	c.crc = crcISO(c.crc, p[:n])
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("read layer's archive: %w", err)
+	}
+	c.err = err
+	return n, err
 }
 
 // note remembers whom the files belong to.

@@ -9,23 +9,24 @@ import (
 	"hash"
 	"io"
 	"os"
-	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+	"github.com/vbatts/tar-split/archive/tar"
 	"go.podman.io/image/v5/types"
 	drivers "go.podman.io/storage/drivers"
 	"go.podman.io/storage/pkg/archive"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
 )
 
-// blobWindow is how many bytes of a blob are read at once.
-const blobWindow = 512 << 10
+const (
+	blobWindow    = 512 << 10 // bytes of a blob that are read at once
+	archiveWindow = 64 << 10  // bytes of an archive that are read at once where a file is not larger
+)
 
 // layerBlob is one layer as it comes: all of it passes once, and on the way it is verified, unpacked from its compression,
 // looked at, hashed and made into files.
@@ -47,32 +48,68 @@ func (d differ) Close() error { return nil }
 
 // ApplyDiff is called by the store once, with a directory that is the layer's own.
 func (d differ) ApplyDiff(dest string, options *archive.TarOptions, _ *drivers.DifferOptions) (out drivers.DriverWithDifferOutput, err error) {
+	if err := plainFiles(options); err != nil {
+		return out, err
+	}
 	recipe, err := unnamedFile(d.dir)
 	if err != nil {
 		return out, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, recipe.Close())
+		}
+	}()
 	packed := bufio.NewWriterSize(recipe, 64<<10)
-	split := newSplitter(packed)
 	contents := &tallied{hash: sha256.New()}
-	belt := newBelt(d.pieces)
-	defer belt.clear()
-	if err := d.layer.unpack(d.ctx, belt, split, contents, func(r io.Reader) error { return unpackIn(dest, r, options) }); err != nil {
-		return out, errors.Join(err, recipe.Close())
+	split, err := d.unpackTo(dest, packed, contents)
+	if err != nil {
+		return out, err
 	}
 	if err := packed.Flush(); err != nil {
-		return out, errors.Join(fmt.Errorf("note what the layer's archive is like: %w", err), recipe.Close())
+		return out, fmt.Errorf("note what the layer's archive is like: %w", err)
 	}
 	failpoint.Hit("storage/pull/unpacked")
 	diffID := digest.NewDigest(digest.SHA256, contents.hash)
 	if diffID != d.layer.diffID {
-		err := fmt.Errorf("layer %s contains %s, not %s as the image's configuration says: %w", d.layer.info.Digest, diffID, d.layer.diffID, errdef.Invalid)
-		return out, errors.Join(err, recipe.Close())
+		return out, fmt.Errorf("layer %s contains %s, not %s as the image's configuration says: %w", d.layer.info.Digest, diffID, d.layer.diffID, errdef.Invalid)
 	}
-	out = drivers.DriverWithDifferOutput{
+	return drivers.DriverWithDifferOutput{
 		Size: contents.size, UncompressedDigest: diffID, CompressedDigest: d.layer.info.Digest,
 		UIDs: sorted(split.uids), GIDs: sorted(split.gids), RootDirMode: split.rootMode, TarSplit: recipe,
+	}, nil
+}
+
+// plainFiles refuses to make files otherwise than they are in the archive.
+func plainFiles(o *archive.TarOptions) error {
+	if o.WhiteoutFormat != archive.OverlayWhiteoutFormat || o.ForceMask != nil || len(o.UIDMaps)+len(o.GIDMaps) > 0 || o.IgnoreChownErrors || o.InUserNS {
+		return fmt.Errorf("the image store asks for layers whose files have other owners or modes, or whiteouts that no overlay knows: %+v: %w", *o, errdef.Unsupported)
 	}
-	return out, nil
+	return nil
+}
+
+// unpackTo makes files of the layer in dest and writes its recipe.
+func (d differ) unpackTo(dest string, recipe io.Writer, contents *tallied) (*splitter, error) {
+	files, err := openLayerFiles(dest)
+	if err != nil {
+		return nil, err
+	}
+	defer files.close()
+	layer := d.layer.info.Digest
+	split := newSplitter(recipe, func(h *tar.Header, c *content) error {
+		err := files.add(h, c)
+		if err != nil && (c.err == nil || errors.Is(c.err, io.EOF)) {
+			return unpackError{layer, err}
+		}
+		return err
+	})
+	if err := d.layer.unpack(d.ctx, d.pieces, func(r io.Reader) error { return split.run(io.TeeReader(r, contents)) }); err != nil {
+		return nil, err
+	}
+	if err := files.finish(); err != nil {
+		return nil, unpackError{layer, err}
+	}
+	return split, nil
 }
 
 // unnamedFile is gone when it is closed.
@@ -84,29 +121,6 @@ func unnamedFile(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), dir), nil
 }
 
-// unpack takes the blob to pieces: write is handed the archive.
-func (l layerBlob) unpack(ctx context.Context, belt *belt, split *splitter, contents *tallied, write func(io.Reader) error) error {
-	work, ctx := errgroup.WithContext(ctx)
-	work.Go(func() error { return l.fetch(ctx, belt) })
-	work.Go(func() error {
-		r := &lookout{ctx: ctx, belt: belt, sum: contents}
-		if err := split.run(r); err != nil {
-			return err
-		}
-		r.end()
-		return nil
-	})
-	work.Go(func() error {
-		r := &unpacker{ctx: ctx, belt: belt}
-		if err := write(r); err != nil {
-			return unpackError{l.info.Digest, err}
-		}
-		_, err := io.Copy(io.Discard, struct{ io.Reader }{r}) // what follows the archive, too
-		return err
-	})
-	return work.Wait()
-}
-
 // unpackError is what making files of a layer fails with. It is about files, though its system errors look like the network's.
 type unpackError struct {
 	layer digest.Digest
@@ -116,17 +130,29 @@ type unpackError struct {
 func (e unpackError) Error() string { return fmt.Sprintf("unpack layer %s: %v", e.layer, e.err) }
 func (e unpackError) Unwrap() error { return e.err }
 
-// fetch puts what is in the blob on the belt, and verifies the blob.
-func (l layerBlob) fetch(ctx context.Context, to *belt) (err error) {
-	blob, err := l.open(ctx)
+// unpack has read look at the archive in the blob, all of it, and verifies the blob.
+func (l layerBlob) unpack(ctx context.Context, pieces *sync.Pool, read func(io.Reader) error) (err error) {
+	within, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	blob, err := l.open(within)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
 	sum := l.info.Digest.Verifier()
 	whole := io.TeeReader(blob, sum)
-	broken := l.inflate(ctx, whole, to)
-	if broken != nil && ctx.Err() != nil {
+	broken := inflate(within, whole, pieces, func(r io.Reader) error {
+		err := read(r)
+		if _, ours := errors.AsType[unpackError](err); ours || errors.Is(err, errBounds) {
+			giveUp() // of the blob, of which no more is wanted
+		}
+		return err
+	})
+	switch {
+	case broken == nil:
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case within.Err() != nil:
 		return broken
 	}
 	// What follows the compressed data belongs to the blob. Where that is broken, the digest tells whether it was meant so.
@@ -142,20 +168,22 @@ func (l layerBlob) fetch(ctx context.Context, to *belt) (err error) {
 	return nil
 }
 
-// inflate puts what is in the compressed blob on the belt.
-func (l layerBlob) inflate(ctx context.Context, blob io.Reader, to *belt) error {
-	head := bufio.NewReaderSize(blob, blobWindow)
-	plain, err := decompress(ctx, head)
+// inflate has read look at what is in the compressed blob.
+func inflate(ctx context.Context, blob io.Reader, pieces *sync.Pool, read func(io.Reader) error) (err error) {
+	plain, err := decompress(ctx, bufio.NewReaderSize(blob, blobWindow))
 	if err != nil {
 		return err
 	}
+	if _, elsewhere := plain.(*gunzipped); !elsewhere {
+		plain = readAhead(plain, pieces)
+	}
 	defer plain.Close() // of what was only read
-	inner := bufio.NewReaderSize(plain, 512)
+	inner := bufio.NewReaderSize(plain, archiveWindow)
 	start, _ := inner.Peek(10) // less when there is no more; whoever reads meets the error again
 	if archive.DetectCompression(start) != archive.Uncompressed {
 		return errors.New("it is compressed twice")
 	}
-	return to.fill(ctx, inner)
+	return read(inner)
 }
 
 // decompress reads what was compressed in a way that the specification of images knows, or in an old one. Not xz: see
@@ -181,47 +209,6 @@ func decompress(ctx context.Context, blob *bufio.Reader) (io.ReadCloser, error) 
 	default:
 		return archive.DecompressStream(blob)
 	}
-}
-
-// unpackIn makes files of an archive in dir, by the store's own code, on a thread for which dir is all there is: whatever
-// an archive contains, it cannot lead out.
-func unpackIn(dir string, from io.Reader, options *archive.TarOptions) error {
-	done := make(chan error, 1)
-	go func() { // ends with the archive, or with what reads it
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread is the one that cannot die. While it is kept here, the work lands on another.
-			done <- unpackIn(dir, from, options)
-			runtime.UnlockOSThread()
-			return
-		}
-		// Never unlocked: the thread ends with the goroutine.
-		done <- confined(dir, func() error { return archive.Unpack(from, "/", options) })
-	}()
-	return <-done
-}
-
-// confined calls work on the calling thread, with dir as its root directory and without a umask: a layer says what the modes of
-// its files are. Afterwards the thread keeps dir no longer, but is not what it was.
-func confined(dir string, work func() error) (err error) {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("get a root directory of one's own: %w", err)
-	}
-	home, err := os.Open("/")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		err = errors.Join(err, unix.Fchdir(int(home.Fd())), unix.Chroot("."), home.Close())
-	}()
-	if err := unix.Chroot(dir); err != nil {
-		return &os.PathError{Op: "chroot", Path: dir, Err: err}
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return &os.PathError{Op: "chdir", Path: dir, Err: err}
-	}
-	unix.Umask(0)
-	return work()
 }
 
 // tallied hashes and counts what is written to it.

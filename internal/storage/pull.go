@@ -9,11 +9,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/crid/crid/internal/errdef"
-	"github.com/crid/crid/internal/step"
 	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
+
+	"github.com/crid/crid/internal/errdef"
+	"github.com/crid/crid/internal/step"
 )
 
 // errAbandoned is why a pull was ended that nobody waits for.

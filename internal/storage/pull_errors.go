@@ -14,11 +14,12 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/crid/crid/internal/errdef"
 	"github.com/docker/distribution/registry/api/errcode"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/signature"
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 // pullError says what became of the pull of ref, and what an operator can do about it. The kubelet reads the

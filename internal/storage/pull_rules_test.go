@@ -13,8 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/crid/crid/internal/errdef"
 	cstorage "go.podman.io/storage"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 func TestCredentials(t *testing.T) {

@@ -8,10 +8,11 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/crid/crid/internal/errdef"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/crid/crid/internal/errdef"
 )
 
 func TestPullFormats(t *testing.T) {
