@@ -19,7 +19,6 @@ import (
 	cstorage "go.podman.io/storage"
 
 	"github.com/crid/crid/internal/errdef"
-	"github.com/crid/crid/internal/failpoint"
 )
 
 // An artifact is stored as an image of one layer, in which each of its blobs is a file: so all that is true of images is
@@ -116,7 +115,7 @@ func (s *Images) storeArtifact(ctx context.Context, src *remoteImage, a *artifac
 	}
 	defer leave()
 	if s.store.Exists(id) {
-		return id, nil
+		return id, s.keepSignatures(id, src.signed)
 	}
 	data := []cstorage.ImageBigDataOption{
 		{Key: cstorage.ImageDigestBigDataKey, Data: a.manifest, Digest: a.digest},
@@ -133,8 +132,7 @@ func (s *Images) storeArtifact(ctx context.Context, src *remoteImage, a *artifac
 	if err != nil {
 		return "", err
 	}
-	_, err = s.store.CreateImage(id, []string{pulled.String()}, top, "", &cstorage.ImageOptions{Digest: a.digest, BigData: data})
-	failpoint.Hit("storage/artifact/created")
+	_, err = s.signedBy(src.signed).CreateImage(id, []string{pulled.String()}, top, "", &cstorage.ImageOptions{Digest: a.digest, BigData: data})
 	return id, err
 }
 

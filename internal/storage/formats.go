@@ -34,21 +34,22 @@ func parseOutline(raw []byte) (o outline) {
 	return o
 }
 
-// examine looks at the manifest for this platform: it refuses what crid does not take, and tells an artifact from an
-// image; nil: an image.
-func (r *remoteImage) examine(ctx context.Context, d download) (*artifact, error) {
+// examine looks at the manifest for this platform: it refuses what crid does not take, and tells an artifact from an image.
+func (r *remoteImage) examine(ctx context.Context, d download) error {
 	chosen, err := r.instance(ctx, d)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	raw, kind, err := chosen.Manifest(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return examine(raw, kind)
+	r.outline = parseOutline(raw)
+	r.artifact, err = examine(raw, kind)
+	return err
 }
 
-// examine is pure.
+// examine is pure; nil: an image.
 func examine(raw []byte, kind string) (*artifact, error) {
 	kind = manifest.NormalizedMIMEType(kind)
 	switch kind {

@@ -102,7 +102,6 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	defer func() { err = errors.Join(err, src.close()) }()
 	var pulled reference.Named
 	var meters []*meter
-	var artifact *artifact
 	err = d.wire.patiently(ctx, src.host(), func(ctx context.Context) (err error) {
 		if pulled, err = src.canonicalName(ctx); err != nil {
 			return err
@@ -110,7 +109,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 		if err = src.checkPolicy(ctx, d); err != nil { // of an image that is stored, too
 			return err
 		}
-		if artifact, err = src.examine(ctx, d); err != nil {
+		if err = src.examine(ctx, d); err != nil {
 			return err
 		}
 		meters, err = src.meters(ctx, d)
@@ -122,13 +121,14 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	d.board.show(meters)
 	x := s.index.Load()
 	id := x.stored(pulled, d.name)
-	if src.signed.lacks(x.byID[id]) {
+	if src.signed.lacks(x.byID[id]) || !src.isStoredAs(x.byID[id]) {
 		id = ""
 	}
 	switch {
 	case id != "":
-	case artifact != nil:
-		id, err = s.storeArtifact(ctx, src, artifact, pulled)
+		err = s.keepSignatures(id, src.signed)
+	case src.artifact != nil:
+		id, err = s.storeArtifact(ctx, src, src.artifact, pulled)
 	default:
 		id, err = s.copyOrMend(ctx, d, src, pulled)
 	}
@@ -136,9 +136,6 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 		return Image{}, err
 	}
 	d.board.settle()
-	if err := s.keepSignatures(id, src.signed); err != nil {
-		return Image{}, err
-	}
 	if err := s.nameImage(id, pulled, d.name); err != nil {
 		return Image{}, err
 	}
@@ -175,7 +172,7 @@ func (s *Images) copyRecord(ctx context.Context, d download, src *remoteImage, r
 		}
 		r.name, id = nil, r.img.ConfigInfo().Digest.Encoded() // its name follows: the library gives no manifest the name of another's digest
 	}
-	dst, err := istorage.Transport.NewStoreReference(signedStore{s.recordStore(), src.signed}, r.name, id)
+	dst, err := istorage.Transport.NewStoreReference(s.signedBy(src.signed), r.name, id)
 	if err != nil {
 		return "", fmt.Errorf("name image in the store: %w", err)
 	}
@@ -230,7 +227,9 @@ type remoteImage struct {
 	mu   sync.Mutex          // guards srcs; nothing is waited for under it
 	srcs []types.ImageSource // the last is in use; what began by the others goes on
 
-	signed signatures // that are to be kept
+	signed   signatures // that are to be kept
+	outline  outline    // of the manifest for this platform
+	artifact *artifact  // nil = an image
 }
 
 func openRemote(ctx context.Context, d download) (*remoteImage, error) {
@@ -335,6 +334,15 @@ func (r *remoteImage) checkPolicy(ctx context.Context, d download) error {
 	}
 	r.signed, err = signaturesOf(ctx, chosen)
 	return err
+}
+
+// isStoredAs tells whether the entry, if any, is of what the registry has. By the digest of a list another tool may have stored the
+// image for another platform.
+func (r *remoteImage) isStoredAs(e *entry) bool {
+	if e == nil || r.artifact != nil {
+		return e == nil || e.image.ID == r.artifact.digest.Encoded()
+	}
+	return e.outline.Config.Digest == "" || e.outline.Config.Digest == r.outline.Config.Digest
 }
 
 // meters are those of the image's layers.

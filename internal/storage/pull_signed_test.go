@@ -12,12 +12,14 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/signature/sigstore"
+	cstorage "go.podman.io/storage"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -250,11 +252,116 @@ func TestSignaturesOfWhatIsOnAShelf(t *testing.T) {
 	data, err := s.store.ImageBigData(id, sig.key())
 	check(t, err)
 	check(t, s.store.SetImageBigData(id, sig.key(), append([]byte("more"), data...), nil))
+	check(t, s.Permit(t.Context(), use)) // what is in front is not told of
+	check(t, s.store.SetImageBigData(id, sig.key(), data[1:], nil))
 	if err := s.Permit(t.Context(), use); err == nil {
 		t.Error("permitted by what cannot be read")
 	}
 	pull(t, s, r.host+"/signed:1")
 	check(t, s.Permit(t.Context(), use))
+}
+
+// dying is a store that dies before its n-th write.
+type dying struct {
+	cstorage.Store
+	left int
+}
+
+var errDead = errors.New("crid died")
+
+func (d *dying) write(do func() error) error {
+	if d.left--; d.left < 0 {
+		return errDead
+	}
+	return do()
+}
+
+func (d *dying) CreateImage(id string, names []string, layer, metadata string, o *cstorage.ImageOptions) (img *cstorage.Image, err error) {
+	return img, errors.Join(d.write(func() (failed error) { img, failed = d.Store.CreateImage(id, names, layer, metadata, o); return failed }))
+}
+
+func (d *dying) SetImageBigData(id, key string, data []byte, of func([]byte) (digest.Digest, error)) error {
+	return d.write(func() error { return d.Store.SetImageBigData(id, key, data, of) })
+}
+
+func (d *dying) SetMetadata(id, metadata string) error {
+	return d.write(func() error { return d.Store.SetMetadata(id, metadata) })
+}
+
+func (d *dying) AddNames(id string, names []string) error {
+	return d.write(func() error { return d.Store.AddNames(id, names) })
+}
+
+func (d *dying) DeleteImage(id string, commit bool) (layers []string, err error) {
+	return layers, d.write(func() (failed error) { layers, failed = d.Store.DeleteImage(id, commit); return failed })
+}
+
+// Whatever write of a pull is its last: what is stored by the name of what is signed may be used, and what could be used still can.
+// The next pull brings all of it.
+func TestPullsThatDieAmidSignatures(t *testing.T) {
+	r := newRegistry(t)
+	w := newWorld(t, r)
+	img, p := simple(t, "a"), parcel(t, "application/vnd.example.a", "f", "content")
+	r.push(t, "bare:1", img)
+	r.put(t, "parcel:1", p)
+	for what, c := range map[string]struct{ repo, digest, before string }{
+		"an image":                   {"oci", r.push(t, "oci:1", asOCI(img)), ""},
+		"another manifest of one":    {"oci", r.push(t, "oci:1", asOCI(img)), "bare:1"},
+		"what is stored":             {"oci", r.push(t, "oci:1", asOCI(img)), "oci:1"},
+		"an artifact":                {"parcel", digest.FromBytes(p.raw).String(), ""},
+		"an artifact that is stored": {"parcel", digest.FromBytes(p.raw).String(), "parcel:1"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w.write(t, "policies/strict.json", signedBy("signedBy", w.gpg(t, r.host+"/"+c.repo+":1", c.digest)))
+			more := fmt.Sprintf("lookaside/%s@sha256=%s/signature-2", c.repo, strings.TrimPrefix(c.digest, "sha256:"))
+			name := r.host + "/" + c.repo + "@" + c.digest
+			s := w.open(t)
+			store := s.store
+			for n := 0; ; n++ {
+				if c.before != "" {
+					pull(t, s, r.host+"/"+c.before)
+				}
+				w.write(t, more, []byte("\x88 another, of nobody's"))
+				s.store = &dying{store, n}
+				got, died := s.Pull(t.Context(), PullRequest{Ref: r.host + "/" + c.repo + ":1"})
+				s.store = store
+				check(t, s.reexamine(t.Context()))
+				if img, err := s.Resolve(t.Context(), name); err == nil {
+					if err := s.Permit(t.Context(), Use{ImageID: img.ID, Name: name, Namespace: "strict"}); err != nil {
+						t.Errorf("after %d writes: %v", n, err)
+					}
+				} else if died == nil || strings.HasPrefix(c.before, c.repo) {
+					t.Errorf("after %d writes: %v", n, err)
+				}
+				if died == nil { // it came to its end
+					if stored, err := s.store.Image(got.ID); err != nil || !strings.Contains(stored.Metadata, ",22]") {
+						t.Errorf("the signature that came later is not kept: %+v, %v", stored, err)
+					}
+					check(t, s.Remove(t.Context(), name))
+					break
+				}
+				pull(t, s, r.host+"/"+c.repo+":1")
+				check(t, s.Permit(t.Context(), Use{ImageID: resolve(t, s, name).ID, Name: name, Namespace: "strict"}))
+				check(t, s.Remove(t.Context(), name))
+				check(t, os.Remove(w.in(more)))
+			}
+		})
+	}
+}
+
+// By the digest of a list, another tool may have stored the image for another platform: it is not taken for what the list has here.
+func TestAnotherPlatformsImageByTheSameName(t *testing.T) {
+	r := newRegistry(t)
+	s := newWorld(t, r).open(t)
+	r.push(t, "other:1", simple(t, "other"))
+	other := pull(t, s, r.host+"/other:1")
+	own := simple(t, "own")
+	list := r.push(t, "list:1", indexOf(t, types.OCIImageIndex, own))
+	check(t, s.store.AddNames(other.ID, []string{r.host + "/list@" + list}))
+	check(t, s.refresh(t.Context()))
+	if got := pull(t, s, r.host+"/list:1"); got.ID != idOf(t, own) || resolve(t, s, r.host+"/list@"+list).ID != got.ID {
+		t.Errorf("pulled %+v", got)
+	}
 }
 
 func TestWhoAsksForSignatures(t *testing.T) {

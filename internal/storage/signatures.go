@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/image"
@@ -31,7 +32,9 @@ type signatures struct {
 	blobs    [][]byte
 }
 
-func (s signatures) key() string { return "signature-" + s.of.Encoded() }
+const signatureKey = "signature-"
+
+func (s signatures) key() string { return signatureKey + s.of.Encoded() }
 
 func (s signatures) manifestKey() string { return "manifest-" + s.of.String() }
 
@@ -87,15 +90,31 @@ func signatureBlob(sig any) ([]byte, error) {
 	return nil, fmt.Errorf("store signature: crid does not know its format (%T)", sig)
 }
 
-// signedStore is the store for one pull, which gets the signatures together with the image: without them it could not be
-// used where a policy asks for them.
+// signedStore is the store for one pull, which gets the signatures together with the image, or before an image that is stored
+// gets a name more: without them it could not be used where a policy asks for them.
 type signedStore struct {
 	cstorage.Store
 	signatures
+	keep func(id string, sig signatures) error // of an image that is stored
+}
+
+// signedBy is the store for the pull of an image with these signatures.
+func (s *Images) signedBy(sig signatures) signedStore {
+	return signedStore{s.recordStore(), sig, s.keepSignatures}
 }
 
 func (s signedStore) CreateImage(id string, names []string, layer, metadata string, o *cstorage.ImageOptions) (*cstorage.Image, error) {
-	defer failpoint.Hit("storage/pull/image-made")
+	img, err := s.create(id, names, layer, metadata, o)
+	failpoint.Hit("storage/pull/image-made")
+	if errors.Is(err, cstorage.ErrDuplicateID) {
+		if kept := s.keep(id, s.signatures); kept != nil {
+			return nil, kept
+		}
+	}
+	return img, err
+}
+
+func (s signedStore) create(id string, names []string, layer, metadata string, o *cstorage.ImageOptions) (*cstorage.Image, error) {
 	if s.of == "" || o == nil { // the library never leaves them out
 		return s.Store.CreateImage(id, names, layer, metadata, o)
 	}
@@ -164,28 +183,67 @@ func (s *Images) keepSignatures(id string, sig signatures) error {
 	if sig.blobs = sig.beside(stored); len(sig.blobs) == 0 {
 		return nil
 	}
-	sig.blobs = slices.Concat(sig.blobs, stored.blobs)
-	sig.blobs = sig.blobs[:min(len(sig.blobs), maxSignatures)]
-	metadata, err := withSizes(img.Metadata, map[digest.Digest][]int{sig.of: sig.sizes()})
-	if err != nil {
-		return fail(err)
+	sig.blobs = slices.Concat(sig.blobs, stored.blobs) // in this order: see told
+	if len(sig.blobs) > maxSignatures { // forgotten first, since those that stay are not at the end
+		if err := s.tellSizes(id, img.Metadata, signatures{of: sig.of}); err != nil {
+			return fail(err)
+		}
+		sig.blobs = sig.blobs[:maxSignatures]
 	}
 	items := []cstorage.ImageBigDataOption{{Key: sig.manifestKey(), Data: sig.manifest}, {Key: sig.key(), Data: sig.data()}}
 	if slices.Contains(img.BigDataNames, sig.manifestKey()) {
 		items = items[1:]
 	}
-	// Until the metadata follows, the lengths may be wrong, and the signatures cannot be read until the next pull.
 	for _, item := range items {
 		if err := s.store.SetImageBigData(id, item.Key, item.Data, manifest.Digest); err != nil {
 			return fail(err)
 		}
 		failpoint.Hit("storage/signatures/stored")
 	}
-	if err := s.store.SetMetadata(id, metadata); err != nil {
+	if err := s.tellSizes(id, img.Metadata, sig); err != nil {
 		return fail(err)
 	}
-	failpoint.Hit("storage/signatures/told")
 	return nil
+}
+
+// tellSizes notes the lengths of signatures in the image's metadata.
+func (s *Images) tellSizes(id, metadata string, sig signatures) error {
+	metadata, err := withSizes(metadata, map[digest.Digest][]int{sig.of: sig.sizes()})
+	if err == nil {
+		err = s.store.SetMetadata(id, metadata)
+		failpoint.Hit("storage/signatures/told")
+	}
+	return err
+}
+
+// told are the signatures whose lengths the metadata tells. In front of them may be more, when crid died before it told those; the
+// next pull brings them again.
+func told(data []byte, sizes []int) []byte {
+	sum := 0
+	for _, size := range sizes {
+		sum += size
+	}
+	if sum < 0 || sum > len(data) {
+		return data
+	}
+	return data[len(data)-sum:]
+}
+
+// toldStore lets the library read what is told of signatures.
+type toldStore struct{ cstorage.Store }
+
+func (s toldStore) ImageBigData(id, key string) ([]byte, error) {
+	data, err := s.Store.ImageBigData(id, key)
+	of, is := strings.CutPrefix(key, signatureKey)
+	if err != nil || !is {
+		return data, err
+	}
+	img, err := s.Image(id)
+	if err != nil {
+		return nil, err
+	}
+	_, sizes, err := parseSizes(img.Metadata)
+	return told(data, sizes[digest.NewDigestFromEncoded(digest.Canonical, of)]), err
 }
 
 // storedSignatures are those of one manifest of an image; none when they are damaged, since the next pull brings them.
@@ -199,6 +257,7 @@ func (s *Images) storedSignatures(img *cstorage.Image, of digest.Digest) (signat
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return sig, err
 	}
+	data = told(data, all[of])
 	for _, size := range all[of] {
 		if size < 0 || size > len(data) {
 			return signatures{of: of}, nil

@@ -192,7 +192,7 @@ func (s *Images) references(img Image, name string) []types.ImageReference {
 // permitSigned asks the policy about the image with the signatures that are stored. An image may have been pulled by
 // several manifests; one that is allowed is enough, since the image is the same.
 func (s *Images) permitSigned(ctx context.Context, policy *signature.PolicyContext, id string, as types.ImageReference) (err error) {
-	stored, err := istorage.Transport.NewStoreReference(s.store, nil, id)
+	stored, err := istorage.Transport.NewStoreReference(toldStore{s.store}, nil, id)
 	if err != nil {
 		return err
 	}
