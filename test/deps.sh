@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs from the distribution what crid's tests and demo need and the machine lacks: a runtime, conmon, the
-# CNI plugins with iptables, a busybox to make images of, and, except for "deps.sh demo", filesystems, igzip and a C
-# compiler, which Go's race detector needs. "deps.sh vm" adds what virtual machines are made with.
+# CNI plugins with iptables, a busybox to make images of, and, except for "deps.sh demo", filesystems, igzip,
+# skopeo, and a C compiler, which Go's race detector needs. "deps.sh vm" adds what virtual machines are made with.
 set -eu
 
 missing=""
@@ -24,6 +24,7 @@ if [ "${1:-}" != demo ]; then
 	want mkfs.btrfs btrfs-progs
 	want gcc gcc
 	want igzip isal
+	want skopeo skopeo
 	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 fi
 if [ "${1:-}" = vm ]; then

@@ -24,17 +24,19 @@ func fetch(ctx context.Context, ref string) (v1.Image, error) {
 	return img, nil
 }
 
-// Save writes the image ref of a registry to path, as crane does for docker load, under the name as.
-func Save(ctx context.Context, ref, as, path string) error {
-	img, err := fetch(ctx, ref)
-	if err != nil {
-		return err
+// Save writes images of a registry to path, as crane does for docker load; refs has each by the name that it gets there.
+func Save(ctx context.Context, path string, refs map[string]string) error {
+	all := map[name.Tag]v1.Image{}
+	for as, ref := range refs {
+		tag, err := name.NewTag(as)
+		if err != nil {
+			return err
+		}
+		if all[tag], err = fetch(ctx, ref); err != nil {
+			return err
+		}
 	}
-	tag, err := name.NewTag(as)
-	if err != nil {
-		return err
-	}
-	return tarball.WriteToFile(path, tag, img)
+	return tarball.MultiWriteToFile(path, all)
 }
 
 // SaveLayout writes it to the directory dir as an OCI layout, under the name as.

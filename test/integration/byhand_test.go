@@ -79,8 +79,8 @@ func usbStick(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, err := range []error{
-		images.Save(t.Context(), harness.Ref(images.Busybox), "example.com/busybox:1", filepath.Join(dir, "busybox.tar")),
-		images.Save(t.Context(), harness.Ref(images.Volume), "example.com/volume:1", filepath.Join(dir, "volume.tar")),
+		images.Save(t.Context(), filepath.Join(dir, "busybox.tar"), map[string]string{"example.com/busybox:1": harness.Ref(images.Busybox)}),
+		images.Save(t.Context(), filepath.Join(dir, "volume.tar"), map[string]string{"example.com/volume:1": harness.Ref(images.Volume)}),
 		images.SaveLayout(t.Context(), harness.Ref(images.Web), "example.com/web:1", filepath.Join(dir, "web")),
 	} {
 		if err != nil {
@@ -292,7 +292,7 @@ func spooled(t *testing.T, c *harness.Crid) bool {
 func TestALoadEndsWithItsCommand(t *testing.T) {
 	c := harness.Start(t)
 	archive := filepath.Join(t.TempDir(), "web.tar")
-	if err := images.Save(t.Context(), harness.Ref(images.Web), "example.com/web:1", archive); err != nil {
+	if err := images.Save(t.Context(), archive, map[string]string{"example.com/web:1": harness.Ref(images.Web)}); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := os.ReadFile(archive)

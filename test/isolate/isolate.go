@@ -39,8 +39,9 @@ func CgroupParent() string { return "/crid-" + strings.TrimPrefix(filepath.Base(
 
 // Run calls program in mount, network, PID, IPC and UTS namespaces of its own and ends with its exit code: it
 // must be the first thing that main or TestMain does. The loopback is up; /run is an empty tmpfs; /etc and
-// /var/lib are the host's with every change kept in the scratch directory; the empty v2 hierarchy of a hybrid
-// host is unmounted, because crun before 1.9 refuses it. Signals that ask the program to end are passed on.
+// /var/lib are the host's with every change kept in the scratch directory, without /etc/containers, in which the
+// host's tools for images have their policy; the empty v2 hierarchy of a hybrid host is unmounted, because crun
+// before 1.9 refuses it. Signals that ask the program to end are passed on.
 func Run(program func() int) {
 	var code int
 	var err error
@@ -133,6 +134,9 @@ func mounts(scratch string) error {
 		if err := cover(dir, filepath.Join(scratch, "cover", dir)); err != nil {
 			return err
 		}
+	}
+	if err := os.RemoveAll("/etc/containers"); err != nil {
+		return fmt.Errorf("hide /etc/containers: %w", err)
 	}
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
