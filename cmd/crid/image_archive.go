@@ -32,7 +32,7 @@ func loadImages(f *flags) *cobra.Command {
 		Use:   "load [ARCHIVE...]",
 		Short: "Store the images of archives: no registry is asked",
 		Long: `Store the images of archives, as docker save, podman save, skopeo, crane, buildkit and crid image save write them: docker-archive,
-oci-archive, the directory of an OCI layout, or one of skopeo's (dir). Archives may be compressed (gzip, zstd, bzip2, xz).
+oci-archive, the directory of an OCI layout, or one of skopeo's (dir); artifacts in the last three. Archives may be compressed (gzip, zstd, bzip2, xz).
 Without a name, or with -, the archive is read from stdin.
 
 This command reads the archive and sends it to crid, which opens no path of yours. crid keeps it on the disk of the image
@@ -241,7 +241,7 @@ func saveImages(f *flags) *cobra.Command {
 digest. The layers are compared with their digests on the way. Loaded again, by whomever, the images have the same ids.
 
 docker-archive is what docker save writes since version 25, and docker load of any version takes; oci-archive leaves out what only
-docker needs. Neither is compressed: crid image save IMAGE | zstd > FILE`,
+docker needs, and can hold artifacts, too. Neither is compressed: crid image save IMAGE | zstd > FILE`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.ask(cmd, func(ctx context.Context, c *client) error {

@@ -25,7 +25,7 @@ type archivedImage struct {
 	claims     []string                        // names with digests, to be proven
 	open       func(ctx context.Context) error // to be called before anything is asked of the image
 	manifest   []byte
-	signatures [][]byte
+	signatures func(instance *digest.Digest) ([][]byte, error) // nil = it can have none
 	blob       func(ctx context.Context, d digest.Digest) (io.ReadCloser, int64, error)
 }
 
@@ -71,10 +71,10 @@ func (a *archivedImage) LayerInfosForCopy(context.Context, *digest.Digest) ([]ty
 
 // GetSignatures gives those that lie beside the manifest.
 func (a *archivedImage) GetSignatures(_ context.Context, instance *digest.Digest) ([][]byte, error) {
-	if instance != nil {
+	if a.signatures == nil {
 		return nil, nil
 	}
-	return a.signatures, nil
+	return a.signatures(instance)
 }
 
 // GetManifest gives the manifest, or the one of the list that has this digest.

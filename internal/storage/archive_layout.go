@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -135,14 +136,30 @@ func (a *archiveFile) dirImage() ([]*archivedImage, error) {
 	if img.listed, err = manifest.Digest(raw); err != nil {
 		return nil, fmt.Errorf("digest manifest: %w", err)
 	}
-	for n := 1; a.has(fmt.Sprintf("signature-%d", n)); n++ {
-		signature, err := a.read(fmt.Sprintf("signature-%d", n))
+	img.signatures = a.dirSignatures
+	return []*archivedImage{img}, nil
+}
+
+// dirSignatures are those of such a directory: of its manifest, or of one that this lists.
+func (a *archiveFile) dirSignatures(instance *digest.Digest) (all [][]byte, err error) {
+	prefix := "signature-"
+	if instance != nil {
+		if err := instance.Validate(); err != nil {
+			return nil, fmt.Errorf("%q of the archive: %w: %w", *instance, err, errdef.Invalid)
+		}
+		prefix = instance.Encoded() + "." + prefix
+	}
+	for n := 1; a.has(prefix + strconv.Itoa(n)); n++ {
+		if n > maxSignatures {
+			return nil, fmt.Errorf("the archive has more than %d signatures of an image: %w", maxSignatures, errBounds)
+		}
+		signature, err := a.read(prefix + strconv.Itoa(n))
 		if err != nil {
 			return nil, err
 		}
-		img.signatures = append(img.signatures, signature)
+		all = append(all, signature)
 	}
-	return []*archivedImage{img}, nil
+	return all, nil
 }
 
 // dockerImage is an image as docker save lists it.

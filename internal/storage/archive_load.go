@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/directory"
 	dockerarchive "go.podman.io/image/v5/docker/archive"
@@ -128,31 +129,34 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 	if err := img.open(ctx); err != nil {
 		return Image{}, false, err
 	}
-	sys := s.systemContext(Auth{})
-	chosen, err := instanceOf(ctx, img, sys)
+	chosen, err := instanceOf(ctx, img, s.systemContext(Auth{}))
 	if err != nil {
-		return Image{}, false, err
-	}
-	if err := onlyImage(ctx, chosen); err != nil {
 		return Image{}, false, err
 	}
 	if _, err := policy.IsRunningImageAllowed(ctx, chosen); err != nil {
 		return Image{}, false, err
 	}
-	described, err := image.FromUnparsedImage(ctx, sys, chosen)
+	content, err := s.contentOf(ctx, img, chosen)
 	if err != nil {
-		return Image{}, false, fmt.Errorf("%w: %w", err, errdef.Invalid)
+		return Image{}, false, err
 	}
-	id := described.ConfigInfo().Digest
-	if id.Validate() != nil {
-		return Image{}, false, fmt.Errorf("its configuration is named %q, which is no digest: %w", id, errdef.Invalid)
+	signed, err := signaturesOf(ctx, chosen)
+	if err != nil {
+		return Image{}, false, err
 	}
+	if len(signed.blobs) == 0 {
+		signed = signatures{} // there is nothing to be stored
+	}
+	id := content.id
 	there, known := s.index.Load().byID[id.Encoded()]
 	existed = known && there.shelf == "" // what is loaded must not go with another store
 	if !existed {
-		if err := s.copyArchived(ctx, img, described); err != nil {
+		if err := content.bring(signed); err != nil {
 			return Image{}, false, err
 		}
+	}
+	if err := s.keepSignatures(id.Encoded(), signed); err != nil {
+		return Image{}, false, err
 	}
 	if err := s.noteLoaded(id.Encoded(), img.transport); err != nil {
 		return Image{}, false, err
@@ -172,6 +176,39 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 		return Image{}, false, fmt.Errorf("it was removed while it was loaded, or is damaged (load it again): %w: %w", errors.Join(s.index.Load().damaged[id.Encoded()]), errdef.Unavailable)
 	}
 	return e.image, existed, nil
+}
+
+// archived is what an archive holds for this platform, an image or an artifact.
+type archived struct {
+	id    digest.Digest
+	bring func(signed signatures) error // into the store, without a name
+}
+
+// contentOf refuses what crid does not take.
+func (s *Images) contentOf(ctx context.Context, img *archivedImage, chosen *image.UnparsedImage) (archived, error) {
+	raw, kind, err := chosen.Manifest(ctx)
+	if err != nil {
+		return archived{}, fmt.Errorf("%w: %w", err, errdef.Invalid)
+	}
+	a, err := examine(raw, kind)
+	if err != nil {
+		return archived{}, err
+	}
+	if a != nil {
+		return archived{a.digest, func(signed signatures) error {
+			_, err := s.storeArtifact(ctx, img, a, signed)
+			return err
+		}}, nil
+	}
+	described, err := image.FromUnparsedImage(ctx, s.systemContext(Auth{}), chosen)
+	if err != nil {
+		return archived{}, fmt.Errorf("%w: %w", err, errdef.Invalid)
+	}
+	id := described.ConfigInfo().Digest
+	if id.Validate() != nil {
+		return archived{}, fmt.Errorf("its configuration is named %q, which is no digest: %w", id, errdef.Invalid)
+	}
+	return archived{id, func(signed signatures) error { return s.copyArchived(ctx, img, described, signed) }}, nil
 }
 
 // loadedBy begins the names of what says in the store by which transports an image was loaded: the signature policy is asked
@@ -206,19 +243,6 @@ func (s *Images) archivesOf(id string) ([]types.ImageReference, error) {
 	return all, err
 }
 
-// onlyImage refuses what crid does not take, or takes from registries alone.
-func onlyImage(ctx context.Context, chosen *image.UnparsedImage) error {
-	raw, kind, err := chosen.Manifest(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: %w", err, errdef.Invalid)
-	}
-	artifact, err := examine(raw, kind)
-	if err == nil && artifact != nil {
-		err = fmt.Errorf("it is an artifact, and these come from registries (pull it): %w", errdef.Unsupported)
-	}
-	return err
-}
-
 // allNames are those of the archive, and with the digest of the manifest, where the archive says it: a pod may ask for
 // either, as after a pull.
 func (a *archivedImage) allNames() []reference.Named {
@@ -232,7 +256,7 @@ func (a *archivedImage) allNames() []reference.Named {
 }
 
 // copyArchived brings the image into the store without a name.
-func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image) (err error) {
+func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image, signed signatures) (err error) {
 	id, shown := described.ConfigInfo().Digest.Encoded(), new(board) // which nobody looks at
 	bounds := boundedSource{img, new(atomic.Uint64), shown}
 	sys := s.systemContext(Auth{})
@@ -261,7 +285,7 @@ func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described
 			return err
 		}
 	}
-	dst, err := istorage.Transport.NewStoreReference(bounded(s.store), nil, id)
+	dst, err := istorage.Transport.NewStoreReference(s.signedBy(signed), nil, id)
 	if err != nil {
 		return fmt.Errorf("name image in the store: %w", err)
 	}

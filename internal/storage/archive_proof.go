@@ -51,7 +51,7 @@ func proof(d, id digest.Digest, blob func(digest.Digest) []byte) map[digest.Dige
 		return nil
 	}
 	named := parseLinked(raw)
-	if named.Config.Digest == id {
+	if named.Config.Digest == id || d == id { // an image, or an artifact, which is its manifest
 		return map[digest.Digest][]byte{d: raw}
 	}
 	for _, m := range named.Manifests {
@@ -98,11 +98,11 @@ func (img *saved) isOf(ref reference.Named) bool {
 	return len(img.tags) == 0 || slices.ContainsFunc(img.tags, func(tag string) bool { return strings.HasPrefix(tag, ref.Name()+":") })
 }
 
-// claim is the annotation for an image whose manifest in the archive has the digest own, which says itself.
+// claim is the annotation for an image whose manifest in the archive has the digest own, which says itself what goes with a tag.
 func (img *saved) claim(own digest.Digest) string {
 	var names []string
 	for _, ref := range img.pulled {
-		if ref.Digest() != own {
+		if ref.Digest() != own || len(img.tags) == 0 {
 			names = append(names, ref.String())
 		}
 	}

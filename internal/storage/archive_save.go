@@ -46,6 +46,9 @@ type saved struct {
 	layers []*cstorage.Layer // the lowest first
 	pulled []reference.Canonical
 	proofs map[digest.Digest][]byte // manifests that prove pulled
+
+	kind     string    // of an artifact; empty = an image
+	artifact *artifact // nil = an image
 }
 
 // Save writes an archive of images to out: each with the name by which it is asked for, or else with all of its tags. Nothing is
@@ -57,7 +60,7 @@ func (s *Images) Save(ctx context.Context, r SaveRequest, out io.Writer) error {
 	if r.Format != DockerArchive && r.Format != OCIArchive {
 		return fmt.Errorf("format %q: choose %s or %s: %w", r.Format, DockerArchive, OCIArchive, errdef.Invalid)
 	}
-	images, err := s.toSave(r.Refs)
+	images, err := s.toSave(r)
 	if err != nil {
 		return err
 	}
@@ -73,7 +76,7 @@ func (s *Images) Save(ctx context.Context, r SaveRequest, out io.Writer) error {
 	}
 	a := archiveWriter{tar: tar.NewWriter(out), written: map[digest.Digest]bool{}}
 	for _, img := range images {
-		if err := s.saveImage(ctx, &a, img); err != nil {
+		if err := s.saveOne(ctx, &a, img); err != nil {
 			return fmt.Errorf("save image %s: %w", img.id, err)
 		}
 	}
@@ -81,15 +84,15 @@ func (s *Images) Save(ctx context.Context, r SaveRequest, out io.Writer) error {
 }
 
 // toSave finds what is to be saved, each image once.
-func (s *Images) toSave(refs []string) ([]saved, error) {
+func (s *Images) toSave(r SaveRequest) ([]saved, error) {
 	var all []saved
-	for _, ref := range refs {
+	for _, ref := range r.Refs {
 		e, err := s.lookupOwn(ref)
 		if err != nil {
 			return nil, err
 		}
-		if kind := e.image.ArtifactType; kind != "" {
-			return nil, fmt.Errorf("image %s is an artifact (%s): only images can be saved: %w", ref, kind, errdef.Unsupported)
+		if kind := e.image.ArtifactType; kind != "" && r.Format == DockerArchive {
+			return nil, fmt.Errorf("image %s is an artifact (%s), which no %s can hold (save it as %s): %w", ref, kind, DockerArchive, OCIArchive, errdef.Unsupported)
 		}
 		name, err := s.nameAmong(ref, e.image.RepoTags)
 		if err != nil {
@@ -101,7 +104,7 @@ func (s *Images) toSave(refs []string) ([]saved, error) {
 		}
 		i := slices.IndexFunc(all, func(other saved) bool { return other.id == e.image.ID })
 		if i < 0 {
-			all = append(all, saved{id: e.image.ID, tags: slices.Clone(tags)})
+			all = append(all, saved{id: e.image.ID, tags: slices.Clone(tags), kind: e.image.ArtifactType})
 			continue
 		}
 		all[i].tags = sortedSet(slices.Concat(all[i].tags, tags))
@@ -114,6 +117,9 @@ func (s *Images) toSave(refs []string) ([]saved, error) {
 
 // describe reads what the archive says of the image, and looks whether it can be saved.
 func (s *Images) describe(img *saved) error {
+	if img.kind != "" {
+		return s.describeArtifact(img)
+	}
 	var err error
 	if img.config, err = s.configOf(img.id); err != nil {
 		return err
@@ -248,29 +254,14 @@ func bytesTo(raw []byte) func(io.Writer) error {
 	}
 }
 
-// saveImage adds the layers, the configuration, and a manifest of both.
-func (s *Images) saveImage(ctx context.Context, a *archiveWriter, img saved) error {
-	id := digest.NewDigestFromEncoded(digest.SHA256, img.id)
-	m := imgspec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imgspec.MediaTypeImageManifest,
-		Config: imgspec.Descriptor{MediaType: imgspec.MediaTypeImageConfig, Digest: id, Size: int64(len(img.config))}, Layers: []imgspec.Descriptor{}}
-	listed := dockerImage{Config: blobPath(id), RepoTags: img.tags, Layers: []string{}}
-	for _, l := range img.layers {
-		d := l.UncompressedDigest
-		if err := a.blob(d, l.UncompressedSize, func(w io.Writer) error { return s.copyLayer(ctx, l, w) }); err != nil {
-			return err
-		}
-		m.Layers = append(m.Layers, imgspec.Descriptor{MediaType: imgspec.MediaTypeImageLayer, Digest: d, Size: l.UncompressedSize})
-		listed.Layers = append(listed.Layers, blobPath(d))
+// saveOne adds an image, or an artifact.
+func (s *Images) saveOne(ctx context.Context, a *archiveWriter, img saved) error {
+	save := s.saveImage
+	if img.artifact != nil {
+		save = s.saveArtifact
 	}
-	if err := a.blob(id, int64(len(img.config)), bytesTo(img.config)); err != nil {
-		return err
-	}
-	raw, err := json.Marshal(m)
+	described, err := save(ctx, a, img)
 	if err != nil {
-		return fmt.Errorf("encode manifest: %w", err)
-	}
-	described := imgspec.Descriptor{MediaType: imgspec.MediaTypeImageManifest, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-	if err := a.blob(described.Digest, described.Size, bytesTo(raw)); err != nil {
 		return err
 	}
 	for _, d := range slices.Sorted(maps.Keys(img.proofs)) {
@@ -278,13 +269,43 @@ func (s *Images) saveImage(ctx context.Context, a *archiveWriter, img saved) err
 			return err
 		}
 	}
-	a.list(img, listed, described)
+	a.list(img, described)
 	return nil
 }
 
-// list adds the image to the lists, once for each of its tags.
-func (a *archiveWriter) list(img saved, listed dockerImage, described imgspec.Descriptor) {
+// saveImage adds the layers, the configuration, and a manifest of both.
+func (s *Images) saveImage(ctx context.Context, a *archiveWriter, img saved) (imgspec.Descriptor, error) {
+	id := digest.NewDigestFromEncoded(digest.SHA256, img.id)
+	m := imgspec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imgspec.MediaTypeImageManifest,
+		Config: imgspec.Descriptor{MediaType: imgspec.MediaTypeImageConfig, Digest: id, Size: int64(len(img.config))}, Layers: []imgspec.Descriptor{}}
+	listed := dockerImage{Config: blobPath(id), RepoTags: img.tags, Layers: []string{}}
+	for _, l := range img.layers {
+		d := l.UncompressedDigest
+		if err := a.blob(d, l.UncompressedSize, func(w io.Writer) error { return s.copyLayer(ctx, l, w) }); err != nil {
+			return imgspec.Descriptor{}, err
+		}
+		m.Layers = append(m.Layers, imgspec.Descriptor{MediaType: imgspec.MediaTypeImageLayer, Digest: d, Size: l.UncompressedSize})
+		listed.Layers = append(listed.Layers, blobPath(d))
+	}
+	if err := a.blob(id, int64(len(img.config)), bytesTo(img.config)); err != nil {
+		return imgspec.Descriptor{}, err
+	}
 	a.docker = append(a.docker, listed)
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return imgspec.Descriptor{}, fmt.Errorf("encode manifest: %w", err)
+	}
+	return a.manifest(raw, "")
+}
+
+// manifest adds a manifest, of an artifact if kind is not empty, and describes it.
+func (a *archiveWriter) manifest(raw []byte, kind string) (imgspec.Descriptor, error) {
+	d := imgspec.Descriptor{MediaType: imgspec.MediaTypeImageManifest, Digest: digest.FromBytes(raw), Size: int64(len(raw)), ArtifactType: kind}
+	return d, a.blob(d.Digest, d.Size, bytesTo(raw))
+}
+
+// list adds the image to the index, once for each of its tags.
+func (a *archiveWriter) list(img saved, described imgspec.Descriptor) {
 	annotations := map[string]string{}
 	if claim := img.claim(described.Digest); claim != "" {
 		annotations[annotationPulled] = claim

@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // inflated is a layer's archive, uncompressed.
@@ -136,6 +137,12 @@ func filesOf(t testing.TB, dir string) []entryOf {
 // plainDir is what skopeo makes of an image in a directory.
 func plainDir(t testing.TB, img v1.Image) []byte {
 	t.Helper()
+	return packed(t, dirOf(t, img)...)
+}
+
+// dirOf are the files of such a directory.
+func dirOf(t testing.TB, img v1.Image) []entryOf {
+	t.Helper()
 	raw, err := img.RawManifest()
 	check(t, err)
 	entries := []entryOf{file("version", "Directory Transport Version: 1.1\n"), file("manifest.json", string(raw)), file(mustID(t, img), configOf(t, img))}
@@ -148,7 +155,19 @@ func plainDir(t testing.TB, img v1.Image) []byte {
 		check(t, err)
 		entries = append(entries, file(digest.Hex, string(content)))
 	}
-	return packed(t, entries...)
+	return entries
+}
+
+// listedDir are those of one with a list of images, of which this is one.
+func listedDir(t *testing.T, img v1.Image) []entryOf {
+	t.Helper()
+	list, err := indexOf(t, types.OCIImageIndex, img).RawManifest()
+	check(t, err)
+	of, err := img.Digest()
+	check(t, err)
+	entries := dirOf(t, img)
+	entries[1].Name = of.Hex + ".manifest.json"
+	return append(entries, file("manifest.json", string(list)))
 }
 
 // endlessTar is an archive with a file that never ends.

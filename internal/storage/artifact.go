@@ -13,7 +13,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
 	cstorage "go.podman.io/storage"
@@ -102,7 +101,7 @@ func cleanPath(name string) bool {
 
 // storeArtifact brings the artifact into the store and returns its id. Who brings the same by another name waits. What is
 // stored of it when that fails is an orphan, and collected.
-func (s *Images) storeArtifact(ctx context.Context, src *remoteImage, a *artifact, pulled reference.Named) (string, error) {
+func (s *Images) storeArtifact(ctx context.Context, src types.ImageSource, a *artifact, signed signatures, names ...string) (string, error) {
 	id := a.digest.Encoded()
 	if s.index.Load().damaged[id] != nil { // its layer cannot be mended, as an image's can
 		if err := s.erase(ctx, id); err != nil {
@@ -115,24 +114,24 @@ func (s *Images) storeArtifact(ctx context.Context, src *remoteImage, a *artifac
 	}
 	defer leave()
 	if s.store.Exists(id) {
-		return id, s.keepSignatures(id, src.signed)
+		return id, s.keepSignatures(id, signed)
 	}
 	data := []cstorage.ImageBigDataOption{
 		{Key: cstorage.ImageDigestBigDataKey, Data: a.manifest, Digest: a.digest},
 		{Key: cstorage.ImageDigestManifestBigDataNamePrefix + "-" + a.digest.String(), Data: a.manifest, Digest: a.digest},
 	}
-	config, err := a.readConfig(ctx, src.blobs())
+	config, err := a.readConfig(ctx, src)
 	if err != nil {
 		return "", err
 	}
 	if config != nil {
 		data = append(data, cstorage.ImageBigDataOption{Key: a.config.Digest.String(), Data: config, Digest: a.config.Digest})
 	}
-	top, err := s.putFiles(ctx, src.blobs(), a.files)
+	top, err := s.putFiles(ctx, src, a.files)
 	if err != nil {
 		return "", err
 	}
-	_, err = s.signedBy(src.signed).CreateImage(id, []string{pulled.String()}, top, "", &cstorage.ImageOptions{Digest: a.digest, BigData: data})
+	_, err = s.signedBy(signed).CreateImage(id, names, top, "", &cstorage.ImageOptions{Digest: a.digest, BigData: data})
 	return id, err
 }
 
@@ -230,7 +229,7 @@ func copyBlob(ctx context.Context, to io.Writer, src types.ImageSource, d imgspe
 	case more > 0:
 		return fmt.Errorf("blob %s has more than the %d bytes of its manifest", d.Digest, d.Size)
 	case !verifier.Verified():
-		return fmt.Errorf("the registry's blob %s has another digest", d.Digest)
+		return fmt.Errorf("what came as blob %s has another digest", d.Digest)
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func examine(raw []byte, kind string) (*artifact, error) {
 		return nil, fmt.Errorf("the image has a manifest of Docker's schema 1, which nothing has made since 2017 (push it again with a tool of today): %w", errdef.Unsupported)
 	case imgspec.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType:
 	default:
-		return nil, fmt.Errorf("the registry answers with a manifest of type %s, which is no image: %w", kind, errdef.Unsupported)
+		return nil, fmt.Errorf("a manifest of type %s is none of an image: %w", kind, errdef.Unsupported)
 	}
 	var m imgspec.Manifest
 	if err := json.Unmarshal(raw, &m); err != nil {

@@ -128,7 +128,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	case id != "":
 		err = s.keepSignatures(id, src.signed)
 	case src.artifact != nil:
-		id, err = s.storeArtifact(ctx, src, src.artifact, pulled)
+		id, err = s.storeArtifact(ctx, src.blobs(), src.artifact, src.signed, pulled.String())
 	default:
 		id, err = s.copyOrMend(ctx, d, src, pulled)
 	}

@@ -213,3 +213,29 @@ func TestSeveralOfSkopeo(t *testing.T) {
 		t.Errorf("a container of it is %v", s.State)
 	}
 }
+
+// TestArtifactsGoByHand from crid and from skopeo, to a crid without a registry and to skopeo.
+func TestArtifactsGoByHand(t *testing.T) {
+	c := harness.Start(t)
+	dir := t.TempDir()
+	ref, id := harness.Ref(images.Artifact), c.Pull(images.Artifact)
+	if a := byHand(t, c, nil, "save", ref); a.code != 1 || a.out != "" || !strings.Contains(a.err, ref) || !strings.Contains(a.err, "oci-archive") {
+		t.Errorf("as Docker's archive: %+v", a)
+	}
+	saved, by, plain := filepath.Join(dir, "saved.tar"), filepath.Join(dir, "skopeo.tar"), filepath.Join(dir, "plain")
+	well(t, c, "save", "--format", "oci-archive", "--output", saved, ref)
+	skopeo(t, "copy", "--quiet", "--src-tls-verify=false", "docker://"+ref, "oci-archive:"+by+":"+ref)
+	skopeo(t, "copy", "--quiet", "oci-archive:"+saved+":"+ref, "dir:"+plain)
+	pod := c.RunPod()
+	for _, from := range [][]string{{saved}, {unpacked(t, saved)}, {by}, {"--name", ref, plain}} {
+		well(t, c, "rm", "--force", id)
+		if got := well(t, c, append([]string{"load", "--quiet"}, from...)...); strings.TrimSpace(got) != id {
+			t.Errorf("%v: loaded %s, want %s", from, got, id)
+		}
+		if got := pod.Output("cat /vol/model/weights /vol/sha256-*", withMounts(imageVolume(ref, ""))); got != "heavy\nnameless\n" {
+			t.Errorf("%v: a container with it says %q", from, got)
+		}
+		pod.Remove()
+		pod = c.RunPod()
+	}
+}
