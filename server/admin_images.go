@@ -113,12 +113,8 @@ func (s *adminService) PullImage(r *admin.PullImageRequest, out grpc.ServerStrea
 	defer cancel()
 	var lost error // of a client that is gone: ctx ends with it
 	tell := func(layers []storage.LayerProgress) {
-		progress := &admin.Progress{}
-		for _, l := range layers {
-			progress.Layers = append(progress.Layers, &admin.LayerProgress{Digest: l.Digest.String(), Done: l.Done, Total: l.Total, State: string(l.State)})
-		}
 		if lost == nil {
-			lost = out.Send(&admin.PullImageResponse{Event: &admin.PullImageResponse_Progress{Progress: progress}})
+			lost = out.Send(&admin.PullImageResponse{Event: &admin.PullImageResponse_Progress{Progress: toProgress("", layers)}})
 		}
 	}
 	auth := storage.Auth{Username: r.GetAuth().GetUsername(), Password: r.GetAuth().GetPassword(), IdentityToken: r.GetAuth().GetIdentityToken()}
@@ -127,6 +123,14 @@ func (s *adminService) PullImage(r *admin.PullImageRequest, out grpc.ServerStrea
 		return err
 	}
 	return errors.Join(lost, out.Send(&admin.PullImageResponse{Event: &admin.PullImageResponse_Image{Image: s.shape(img)}}))
+}
+
+func toProgress(image string, layers []storage.LayerProgress) *admin.Progress {
+	progress := &admin.Progress{Image: image}
+	for _, l := range layers {
+		progress.Layers = append(progress.Layers, &admin.LayerProgress{Digest: l.Digest.String(), Done: l.Done, Total: l.Total, State: string(l.State)})
+	}
+	return progress
 }
 
 // LoadImages lets the archive come as fast as it is stored.
@@ -148,9 +152,18 @@ func (s *adminService) LoadImages(stream grpc.BidiStreamingServer[admin.LoadImag
 	defer archive.Close()
 	context.AfterFunc(ctx, func() { archive.CloseWithError(context.Cause(ctx)) })
 	go func() { coming.CloseWithError(receive(stream, coming)) }() // ends with the stream, or when nobody reads any more
-	return s.admin.Library.Load(ctx, storage.LoadRequest{Archive: archive, Name: name, Loaded: func(img storage.Image, existed bool) error {
+	var lost error                                                 // of a client that is gone: ctx ends with it
+	r := storage.LoadRequest{Archive: archive, Name: name, Loaded: func(img storage.Image, existed bool) error {
 		return stream.Send(&admin.LoadImagesResponse{Image: s.shape(img), Existed: existed})
-	}})
+	}}
+	if first.GetHeader().GetProgress() {
+		r.Progress = func(image string, layers []storage.LayerProgress) {
+			if lost == nil {
+				lost = stream.Send(&admin.LoadImagesResponse{Progress: toProgress(image, layers)})
+			}
+		}
+	}
+	return errors.Join(s.admin.Library.Load(ctx, r), lost)
 }
 
 // receive writes what comes to out; nil: all of it.
@@ -190,7 +203,16 @@ func (s *adminService) SaveImages(r *admin.SaveImagesRequest, out grpc.ServerStr
 	ctx, cancel := s.untilEnding(out.Context())
 	defer cancel()
 	w := bufio.NewWriterSize(saving{out}, pieceSize)
-	if err := s.admin.Library.Save(ctx, storage.SaveRequest{Refs: r.GetRefs(), Format: storage.Format(r.GetFormat())}, w); err != nil {
+	var lost error // of a client that is gone: ctx ends with it
+	ask := storage.SaveRequest{Refs: r.GetRefs(), Format: storage.Format(r.GetFormat())}
+	if r.GetProgress() {
+		ask.Progress = func(layers []storage.LayerProgress) {
+			if lost == nil {
+				lost = out.Send(&admin.SaveImagesResponse{Progress: toProgress("", layers)})
+			}
+		}
+	}
+	if err := errors.Join(s.admin.Library.Save(ctx, ask, w), lost); err != nil {
 		return err
 	}
 	return w.Flush()

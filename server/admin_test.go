@@ -41,11 +41,17 @@ func (f *fakeLibrary) Load(ctx context.Context, r storage.LoadRequest) error {
 	if _, err := io.Copy(&f.loaded, r.Archive); err != nil {
 		return err
 	}
+	if r.Progress != nil {
+		r.Progress("a:1", []storage.LayerProgress{{Digest: "sha256:1", Done: 3, Total: 4, State: storage.LayerPulling}})
+	}
 	return errors.Join(f.err, r.Loaded(storage.Image{ID: "1d", RepoTags: []string{"a:1"}}, true))
 }
 
-func (f *fakeLibrary) Save(_ context.Context, _ storage.SaveRequest, out io.Writer) error {
+func (f *fakeLibrary) Save(_ context.Context, r storage.SaveRequest, out io.Writer) error {
 	_, err := out.Write(f.archive)
+	if r.Progress != nil {
+		r.Progress([]storage.LayerProgress{{Digest: "sha256:1", Done: 4, Total: 4, State: storage.LayerSaved}})
+	}
 	return errors.Join(f.err, err)
 }
 
@@ -148,6 +154,38 @@ func TestAnArchiveComesAndGoesInPieces(t *testing.T) {
 	h.store.err = fmt.Errorf("a: %w", errdef.Unsupported)
 	if _, err := all(t, must(t, c.SaveImages, &admin.SaveImagesRequest{Refs: []string{"a:1"}}), nil); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a save that fails: %v", err)
+	}
+}
+
+// TestProgressOfArchives comes to who asks for it, between what it is about.
+func TestProgressOfArchives(t *testing.T) {
+	h, c := withAdmin(t)
+	h.store.archive = []byte("archive")
+	stream, err := c.LoadImages(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = stream.Send(&admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Header{Header: &admin.LoadHeader{Progress: true}}})
+	if err = errors.Join(err, stream.CloseSend()); err != nil {
+		t.Fatal(err)
+	}
+	images, err := all(t, stream, nil)
+	if err != nil || len(images) != 2 || images[1].GetProgress() != nil || images[1].GetImage().GetId() != "1d" {
+		t.Fatalf("loaded %v, %v", images, err)
+	}
+	if p := images[0].GetProgress(); images[0].GetImage() != nil || p.GetImage() != "a:1" || p.GetLayers()[0].GetDone() != 3 || p.GetLayers()[0].GetState() != "pulling" {
+		t.Errorf("progress of a load: %v", p)
+	}
+	pieces, err := all(t, must(t, c.SaveImages, &admin.SaveImagesRequest{Refs: []string{"a:1"}, Progress: true}), nil)
+	var data []byte
+	var told []*admin.Progress
+	for _, p := range pieces {
+		if data = append(data, p.GetData()...); p.GetProgress() != nil {
+			told = append(told, p.GetProgress())
+		}
+	}
+	if err != nil || string(data) != "archive" || len(told) != 1 || told[0].GetLayers()[0].GetState() != "saved" {
+		t.Errorf("saved %q, told %v, %v", data, told, err)
 	}
 }
 

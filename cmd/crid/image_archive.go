@@ -38,7 +38,9 @@ Without a name, or with -, the archive is read from stdin.
 This command reads the archive and sends it to crid, which opens no path of yours. crid keeps it on the disk of the image
 store until its images are stored, since an archive may say at its end what it holds. The images get the names that the archive
 gives them, or --name. Those for other platforms are left out. The signature policy rules it by the transports docker-archive,
-oci-archive and dir.`,
+oci-archive and dir.
+
+How much is sent, and how far each layer is, goes to stderr: as bars, or without a terminal a line for each layer that is done.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
 				return err
@@ -49,7 +51,9 @@ oci-archive and dir.`,
 			return f.ask(cmd, func(ctx context.Context, c *client) error {
 				all, failed := []loadedView{}, error(nil)
 				for _, input := range inputs {
-					found, err := c.load(ctx, cmd.InOrStdin(), input, name)
+					show := newBars(cmd.ErrOrStderr(), o.quiet)
+					show.words = map[string]string{"pulling": "loading", "pulled": "loaded"}
+					found, err := c.load(ctx, cmd.InOrStdin(), input, name, show)
 					if all = append(all, found...); err != nil {
 						failed = errors.Join(failed, fmt.Errorf("%s: %w", input, err))
 					}
@@ -64,7 +68,7 @@ oci-archive and dir.`,
 	c.Flags().StringArrayVarP(&inputs, "input", "i", nil, "an archive, as docker load has it")
 	c.Flags().StringVar(&name, "name", "", "name of the archive's one image, instead of those that the archive gives")
 	o.add(c, asTable, asJSONs, asYAML)
-	o.addQuiet(c)
+	c.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "no progress, and only the ids")
 	return c
 }
 
@@ -83,8 +87,8 @@ func tabulateLoaded(t *tabwriter.Writer, all []loadedView, quiet bool) {
 }
 
 // load sends one archive.
-func (c *client) load(ctx context.Context, stdin io.Reader, input, name string) (all []loadedView, err error) {
-	archive, err := openArchive(stdin, input)
+func (c *client) load(ctx context.Context, stdin io.Reader, input, name string, show *bars) (all []loadedView, err error) {
+	archive, err := openArchive(stdin, input, show.sending)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +99,7 @@ func (c *client) load(ctx context.Context, stdin io.Reader, input, name string) 
 	if err != nil {
 		return nil, c.told(err)
 	}
-	header := &admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Header{Header: &admin.LoadHeader{Name: name}}}
+	header := &admin.LoadImagesRequest{Part: &admin.LoadImagesRequest_Header{Header: &admin.LoadHeader{Name: name, Progress: !show.quiet}}}
 	unread := stream.Send(header)
 	if unread == nil {
 		unread = sendAll(archive, func(p []byte) error {
@@ -111,6 +115,10 @@ func (c *client) load(ctx context.Context, stdin io.Reader, input, name string) 
 		}
 	}
 	err = drain(c, stream, nil, func(l *admin.LoadImagesResponse) error {
+		if p := l.GetProgress(); p != nil {
+			show.draw(p)
+			return nil
+		}
 		all = append(all, loadedView{viewOf(l.GetImage()), l.GetExisted()})
 		return nil
 	})
@@ -138,8 +146,26 @@ func sendAll(from io.Reader, send func([]byte) error) error {
 	}
 }
 
-// openArchive opens an archive as a plain tar, whatever it is.
-func openArchive(stdin io.Reader, input string) (io.ReadCloser, error) {
+// counted tells how much of an archive has been read.
+type counted struct {
+	io.ReadCloser
+	tell        func(done, total int64)
+	done, total int64 // bytes; total is -1 while it is unknown
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.done += int64(n)
+	if errors.Is(err, io.EOF) {
+		c.total = c.done
+	}
+	c.tell(c.done, c.total)
+	return n, err
+}
+
+// openArchive opens an archive as a plain tar, whatever it is. tell is told how much of it has been read, but of a pipe: who
+// writes into that may have more to say.
+func openArchive(stdin io.Reader, input string, tell func(done, total int64)) (io.ReadCloser, error) {
 	if input == "-" {
 		if file, ok := stdin.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 			return nil, errors.New("no archive is named, and stdin is a terminal")
@@ -155,12 +181,16 @@ func openArchive(stdin io.Reader, input string) (io.ReadCloser, error) {
 		return nil, errors.Join(err, file.Close())
 	}
 	if !info.IsDir() {
-		return decompressed(file)
+		return decompressed(&counted{ReadCloser: file, tell: tell, total: info.Size()})
 	}
 	if err := file.Close(); err != nil {
 		return nil, err
 	}
-	return openLayout(input)
+	packed, err := openLayout(input)
+	if err != nil {
+		return nil, err
+	}
+	return &counted{ReadCloser: packed, tell: tell, total: -1}, nil
 }
 
 // decompressed is what an archive holds. What it is compressed with costs this program memory, not crid.
@@ -234,6 +264,7 @@ func packFile(root *os.Root, path string, w *tar.Writer) error {
 
 func saveImages(f *flags) *cobra.Command {
 	var output, format string
+	var quiet bool
 	c := &cobra.Command{
 		Use:   "save IMAGE...",
 		Short: "Write images to an archive that docker, podman, skopeo and crid can load",
@@ -241,49 +272,59 @@ func saveImages(f *flags) *cobra.Command {
 digest. The layers are compared with their digests on the way. Loaded again, by whomever, the images have the same ids.
 
 docker-archive is what docker save writes since version 25, and docker load of any version takes; oci-archive leaves out what only
-docker needs, and can hold artifacts, too. Neither is compressed: crid image save IMAGE | zstd > FILE`,
+docker needs, and can hold artifacts, too. Neither is compressed: crid image save IMAGE | zstd > FILE
+
+How far each layer is goes to stderr: as bars, or without a terminal a line for each layer that is done.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.ask(cmd, func(ctx context.Context, c *client) error {
-				ask := &admin.SaveImagesRequest{Refs: args, Format: format}
+				s := saving{&admin.SaveImagesRequest{Refs: args, Format: format, Progress: !quiet}, newBars(cmd.ErrOrStderr(), quiet)}
 				if output != "" && output != "-" {
-					return c.saveFile(ctx, ask, output)
+					return c.saveFile(ctx, s, output)
 				}
 				if file, ok := cmd.OutOrStdout().(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 					return errors.New("an archive is nothing for a terminal: name a file with --output, or redirect it")
 				}
-				return c.save(ctx, ask, cmd.OutOrStdout())
+				return c.save(ctx, s, cmd.OutOrStdout())
 			})
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "", "file to write; one that exists is replaced when all is written (default stdout)")
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
 	c.Flags().StringVar(&format, "format", "docker-archive", "docker-archive or oci-archive")
 	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"docker-archive", "oci-archive"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	return c
 }
 
-func (c *client) save(ctx context.Context, ask *admin.SaveImagesRequest, out io.Writer) error {
-	stream, err := c.SaveImages(ctx, ask)
+// saving is what is saved, and where it is shown.
+type saving struct {
+	ask  *admin.SaveImagesRequest
+	show *bars
+}
+
+func (c *client) save(ctx context.Context, s saving, out io.Writer) error {
+	stream, err := c.SaveImages(ctx, s.ask)
 	return drain(c, stream, err, func(p *admin.SaveImagesResponse) error {
+		s.show.draw(p.GetProgress())
 		_, err := out.Write(p.GetData())
 		return err
 	})
 }
 
 // saveFile writes an archive that is whole, and on the disk, or none: a stick may be pulled out right after it.
-func (c *client) saveFile(ctx context.Context, ask *admin.SaveImagesRequest, path string) error {
+func (c *client) saveFile(ctx context.Context, s saving, path string) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() { // a device, a pipe
 		file, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
-		return errors.Join(c.save(ctx, ask, file), file.Close())
+		return errors.Join(c.save(ctx, s, file), file.Close())
 	}
 	temp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
 		return err
 	}
-	err = c.save(ctx, ask, temp)
+	err = c.save(ctx, s, temp)
 	if err == nil {
 		err = temp.Sync()
 	}

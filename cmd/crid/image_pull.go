@@ -40,7 +40,7 @@ command line, where everybody on the machine could read them; they are sent to c
 				var pulled *admin.Image
 				stream, err := c.PullImage(ctx, &admin.PullImageRequest{Ref: args[0], Auth: auth})
 				if err := drain(c, stream, err, func(p *admin.PullImageResponse) error {
-					show.draw(p.GetProgress().GetLayers())
+					show.draw(p.GetProgress())
 					pulled = p.GetImage()
 					return nil
 				}); err != nil {

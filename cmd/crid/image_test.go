@@ -57,12 +57,17 @@ func TestCredentialsAreReadFromFilesAlone(t *testing.T) {
 	}
 }
 
-func layersAt(states ...string) []*admin.LayerProgress {
+func layersAt(states ...string) *admin.Progress {
 	var all []*admin.LayerProgress
 	for i, state := range states {
 		all = append(all, &admin.LayerProgress{Digest: "sha256:" + strings.Repeat(string(rune('a'+i)), 64), Done: 1 << 20, Total: 4 << 20, State: state})
 	}
-	return all
+	return &admin.Progress{Layers: all}
+}
+
+// window is a terminal of this size.
+func window(out io.Writer, columns, rows int) *bars {
+	return &bars{out: out, size: func() (int, int) { return columns, rows }}
 }
 
 func TestALineForEachLayerThatIsDone(t *testing.T) {
@@ -72,6 +77,7 @@ func TestALineForEachLayerThatIsDone(t *testing.T) {
 		b.draw(layersAt(states...))
 	}
 	b.draw(nil)
+	b.sending(1, 2) // which is no line
 	if want := "layer 2 of 2  bbbbbbbbbbbbb  4 MiB  stored\nlayer 1 of 2  aaaaaaaaaaaaa  4 MiB  stored\n"; out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
@@ -84,7 +90,7 @@ func TestALineForEachLayerThatIsDone(t *testing.T) {
 
 func TestBarsAreDrawnOver(t *testing.T) {
 	var out bytes.Buffer
-	b := &bars{out: &out, rows: 10}
+	b := window(&out, 80, 10)
 	b.draw(layersAt("pulling", "reused"))
 	first := out.String()
 	if strings.Count(first, "\n") != 3 || !strings.Contains(first, "[=======                       ] 1 MiB of 4 MiB pulling") || !strings.Contains(first, "1 of 2 layers") {
@@ -92,19 +98,69 @@ func TestBarsAreDrawnOver(t *testing.T) {
 	}
 	out.Reset()
 	b.draw(layersAt("stored", "reused"))
-	if !strings.HasPrefix(out.String(), "\x1b[3A\x1b[J") || !strings.Contains(out.String(), "2 of 2 layers") {
+	if !strings.HasPrefix(out.String(), "\x1b[3A\r\x1b[J") || !strings.Contains(out.String(), "2 of 2 layers") {
 		t.Errorf("then\n%q", out.String())
 	}
 	out.Reset()
 	many := slices.Repeat([]string{"stored", "pulling"}, 50)
-	(&bars{out: &out, rows: 10}).draw(layersAt(many...))
+	window(&out, 80, 10).draw(layersAt(many...))
 	if lines := strings.Count(out.String(), "\n"); lines > 9 || strings.Contains(out.String(), " stored") {
 		t.Errorf("%d lines on a terminal of 10:\n%s", lines, out.String())
 	}
 	out.Reset()
-	(&bars{out: &out, rows: 10}).draw([]*admin.LayerProgress{{Digest: "none\x1b[2J", Done: -5, Total: -1, State: "odd\x1b"}, {Done: 9, Total: 3, State: "pulling"}})
+	window(&out, 80, 10).draw(&admin.Progress{Image: "\x1b[2J", Layers: []*admin.LayerProgress{{Digest: "none\x1b[2J", Done: -5, Total: -1, State: "odd\x1b"}, {Done: 9, Total: 3, State: "pulling"}}})
 	if strings.Contains(out.String(), "\x1b") {
 		t.Errorf("a hostile crid draws %q", out.String())
+	}
+}
+
+func TestBarsFitTheWindow(t *testing.T) {
+	var out bytes.Buffer
+	columns := 80
+	b := &bars{out: &out, size: func() (int, int) { return columns, 10 }, words: map[string]string{"pulling": "loading"}}
+	b.draw(layersAt("pulling", "waiting"))
+	if !strings.Contains(out.String(), " loading\n") {
+		t.Errorf("in words of its own\n%s", out.String())
+	}
+	out.Reset()
+	columns = 40 // each of the two bars takes two lines now
+	b.draw(layersAt("pulling", "waiting"))
+	if !strings.HasPrefix(out.String(), "\x1b[5A\r\x1b[J") {
+		t.Errorf("after the window became narrow\n%q", out.String())
+	}
+	for line := range strings.Lines(strings.TrimPrefix(out.String(), "\x1b[5A\r\x1b[J")) {
+		if len(line) > columns {
+			t.Errorf("%q is %d characters long", line, len(line))
+		}
+	}
+	out.Reset()
+	columns = 1
+	b.draw(layersAt("stored", "stored"))
+	columns = 80
+	out.Reset()
+	b.draw(layersAt("stored", "stored"))
+	if !strings.HasPrefix(out.String(), "\x1b[3A\r\x1b[J") {
+		t.Errorf("after the window became wide\n%q", out.String())
+	}
+}
+
+func TestEachImageOfAnArchiveHasItsBars(t *testing.T) {
+	var out bytes.Buffer
+	b := window(&out, 80, 10)
+	b.sending(1<<20, 4<<20)
+	b.sending(2<<20, 4<<20) // too soon to be drawn
+	b.sending(4<<20, 4<<20)
+	if got := out.String(); strings.Count(got, "sent") != 2 || !strings.Contains(got, "\x1b[1A\r\x1b[Jarchive       [==============================] 4 MiB of 4 MiB sent\n") {
+		t.Errorf("sent:\n%q", got)
+	}
+	for _, image := range []string{"a:1", "b:1"} {
+		out.Reset()
+		p := layersAt("pulling")
+		p.Image = image
+		b.draw(p)
+		if !strings.HasPrefix(out.String(), image+"\nbbb") && !strings.HasPrefix(out.String(), image+"\naaa") {
+			t.Errorf("of another image:\n%q", out.String())
+		}
 	}
 }
 
@@ -118,7 +174,7 @@ func TestALayoutIsPackedWithoutWhatIsNoFile(t *testing.T) {
 	if err := os.Symlink("/etc/shadow", filepath.Join(dir, "blobs/sha256/y")); err != nil {
 		t.Fatal(err)
 	}
-	archive, err := openArchive(nil, dir)
+	archive, err := openArchive(nil, dir, func(int64, int64) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +199,7 @@ func TestALayoutIsPackedWithoutWhatIsNoFile(t *testing.T) {
 	if err := archive.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := openArchive(nil, t.TempDir()); err == nil || !strings.Contains(err.Error(), "DIRECTORY/*") {
+	if _, err := openArchive(nil, t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "DIRECTORY/*") {
 		t.Errorf("a directory of something else: %v", err)
 	}
 }

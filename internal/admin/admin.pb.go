@@ -644,10 +644,11 @@ func (*PullImageResponse_Progress) isPullImageResponse_Event() {}
 
 func (*PullImageResponse_Image) isPullImageResponse_Event() {}
 
-// Progress is how far a pull is.
+// Progress is how far a pull, a load or a save is.
 type Progress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Layers        []*LayerProgress       `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"` // the lowest first
+	Layers        []*LayerProgress       `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"` // the lowest first; of a save, those of all images
+	Image         string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`   // of a load: whose layers they are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -689,12 +690,19 @@ func (x *Progress) GetLayers() []*LayerProgress {
 	return nil
 }
 
+func (x *Progress) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
 type LayerProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // of the blob
 	Done          int64                  `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`    // bytes of it
 	Total         int64                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`  // bytes; -1 = unknown
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // "waiting", "pulling", "pulled", "stored", or "reused": it was here already
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // "waiting", "pulling", "pulled", "stored", or "reused": it was here already; of a save "waiting", "saving", "saved"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,7 +849,8 @@ func (*LoadImagesRequest_Data) isLoadImagesRequest_Part() {}
 
 type LoadHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // for an archive of one image; empty = the names that the archive gives
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // for an archive of one image; empty = the names that the archive gives
+	Progress      bool                   `protobuf:"varint,2,opt,name=progress,proto3" json:"progress,omitempty"` // is asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -883,10 +892,18 @@ func (x *LoadHeader) GetName() string {
 	return ""
 }
 
+func (x *LoadHeader) GetProgress() bool {
+	if x != nil {
+		return x.Progress
+	}
+	return false
+}
+
 type LoadImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`      // unless there is progress
 	Existed       bool                   `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"` // before: at most its names are new
+	Progress      *Progress              `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -935,10 +952,18 @@ func (x *LoadImagesResponse) GetExisted() bool {
 	return false
 }
 
+func (x *LoadImagesResponse) GetProgress() *Progress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 type SaveImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refs          []string               `protobuf:"bytes,1,rep,name=refs,proto3" json:"refs,omitempty"`
-	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"` // "docker-archive" or "oci-archive"
+	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`      // "docker-archive" or "oci-archive"
+	Progress      bool                   `protobuf:"varint,3,opt,name=progress,proto3" json:"progress,omitempty"` // is asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,9 +1012,17 @@ func (x *SaveImagesRequest) GetFormat() string {
 	return ""
 }
 
+func (x *SaveImagesRequest) GetProgress() bool {
+	if x != nil {
+		return x.Progress
+	}
+	return false
+}
+
 type SaveImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // unless there is progress
+	Progress      *Progress              `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1027,6 +1060,13 @@ func (*SaveImagesResponse) Descriptor() ([]byte, []int) {
 func (x *SaveImagesResponse) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *SaveImagesResponse) GetProgress() *Progress {
+	if x != nil {
+		return x.Progress
 	}
 	return nil
 }
@@ -1422,9 +1462,10 @@ const file_admin_proto_rawDesc = "" +
 	"\x11PullImageResponse\x125\n" +
 	"\bprogress\x18\x01 \x01(\v2\x17.crid.admin.v1.ProgressH\x00R\bprogress\x12,\n" +
 	"\x05image\x18\x02 \x01(\v2\x14.crid.admin.v1.ImageH\x00R\x05imageB\a\n" +
-	"\x05event\"@\n" +
+	"\x05event\"V\n" +
 	"\bProgress\x124\n" +
-	"\x06layers\x18\x01 \x03(\v2\x1c.crid.admin.v1.LayerProgressR\x06layers\"g\n" +
+	"\x06layers\x18\x01 \x03(\v2\x1c.crid.admin.v1.LayerProgressR\x06layers\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\"g\n" +
 	"\rLayerProgress\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
@@ -1433,18 +1474,22 @@ const file_admin_proto_rawDesc = "" +
 	"\x11LoadImagesRequest\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x19.crid.admin.v1.LoadHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
-	"\x04part\" \n" +
+	"\x04part\"<\n" +
 	"\n" +
 	"LoadHeader\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"Z\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bprogress\x18\x02 \x01(\bR\bprogress\"\x8f\x01\n" +
 	"\x12LoadImagesResponse\x12*\n" +
 	"\x05image\x18\x01 \x01(\v2\x14.crid.admin.v1.ImageR\x05image\x12\x18\n" +
-	"\aexisted\x18\x02 \x01(\bR\aexisted\"?\n" +
+	"\aexisted\x18\x02 \x01(\bR\aexisted\x123\n" +
+	"\bprogress\x18\x03 \x01(\v2\x17.crid.admin.v1.ProgressR\bprogress\"[\n" +
 	"\x11SaveImagesRequest\x12\x12\n" +
 	"\x04refs\x18\x01 \x03(\tR\x04refs\x12\x16\n" +
-	"\x06format\x18\x02 \x01(\tR\x06format\"(\n" +
+	"\x06format\x18\x02 \x01(\tR\x06format\x12\x1a\n" +
+	"\bprogress\x18\x03 \x01(\bR\bprogress\"]\n" +
 	"\x12SaveImagesResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"9\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x123\n" +
+	"\bprogress\x18\x02 \x01(\v2\x17.crid.admin.v1.ProgressR\bprogress\"9\n" +
 	"\x0fTagImageRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\"<\n" +
@@ -1529,31 +1574,33 @@ var file_admin_proto_depIdxs = []int32{
 	11, // 5: crid.admin.v1.Progress.layers:type_name -> crid.admin.v1.LayerProgress
 	13, // 6: crid.admin.v1.LoadImagesRequest.header:type_name -> crid.admin.v1.LoadHeader
 	2,  // 7: crid.admin.v1.LoadImagesResponse.image:type_name -> crid.admin.v1.Image
-	0,  // 8: crid.admin.v1.Admin.Fsck:input_type -> crid.admin.v1.FsckRequest
-	3,  // 9: crid.admin.v1.Admin.ListImages:input_type -> crid.admin.v1.ListImagesRequest
-	4,  // 10: crid.admin.v1.Admin.InspectImage:input_type -> crid.admin.v1.InspectImageRequest
-	7,  // 11: crid.admin.v1.Admin.PullImage:input_type -> crid.admin.v1.PullImageRequest
-	12, // 12: crid.admin.v1.Admin.LoadImages:input_type -> crid.admin.v1.LoadImagesRequest
-	15, // 13: crid.admin.v1.Admin.SaveImages:input_type -> crid.admin.v1.SaveImagesRequest
-	17, // 14: crid.admin.v1.Admin.TagImage:input_type -> crid.admin.v1.TagImageRequest
-	18, // 15: crid.admin.v1.Admin.RemoveImage:input_type -> crid.admin.v1.RemoveImageRequest
-	19, // 16: crid.admin.v1.Admin.PruneImages:input_type -> crid.admin.v1.PruneImagesRequest
-	21, // 17: crid.admin.v1.Admin.VerifyImages:input_type -> crid.admin.v1.VerifyImagesRequest
-	1,  // 18: crid.admin.v1.Admin.Fsck:output_type -> crid.admin.v1.FsckResponse
-	2,  // 19: crid.admin.v1.Admin.ListImages:output_type -> crid.admin.v1.Image
-	5,  // 20: crid.admin.v1.Admin.InspectImage:output_type -> crid.admin.v1.InspectImageResponse
-	9,  // 21: crid.admin.v1.Admin.PullImage:output_type -> crid.admin.v1.PullImageResponse
-	14, // 22: crid.admin.v1.Admin.LoadImages:output_type -> crid.admin.v1.LoadImagesResponse
-	16, // 23: crid.admin.v1.Admin.SaveImages:output_type -> crid.admin.v1.SaveImagesResponse
-	2,  // 24: crid.admin.v1.Admin.TagImage:output_type -> crid.admin.v1.Image
-	20, // 25: crid.admin.v1.Admin.RemoveImage:output_type -> crid.admin.v1.Removal
-	20, // 26: crid.admin.v1.Admin.PruneImages:output_type -> crid.admin.v1.Removal
-	22, // 27: crid.admin.v1.Admin.VerifyImages:output_type -> crid.admin.v1.Verification
-	18, // [18:28] is the sub-list for method output_type
-	8,  // [8:18] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 8: crid.admin.v1.LoadImagesResponse.progress:type_name -> crid.admin.v1.Progress
+	10, // 9: crid.admin.v1.SaveImagesResponse.progress:type_name -> crid.admin.v1.Progress
+	0,  // 10: crid.admin.v1.Admin.Fsck:input_type -> crid.admin.v1.FsckRequest
+	3,  // 11: crid.admin.v1.Admin.ListImages:input_type -> crid.admin.v1.ListImagesRequest
+	4,  // 12: crid.admin.v1.Admin.InspectImage:input_type -> crid.admin.v1.InspectImageRequest
+	7,  // 13: crid.admin.v1.Admin.PullImage:input_type -> crid.admin.v1.PullImageRequest
+	12, // 14: crid.admin.v1.Admin.LoadImages:input_type -> crid.admin.v1.LoadImagesRequest
+	15, // 15: crid.admin.v1.Admin.SaveImages:input_type -> crid.admin.v1.SaveImagesRequest
+	17, // 16: crid.admin.v1.Admin.TagImage:input_type -> crid.admin.v1.TagImageRequest
+	18, // 17: crid.admin.v1.Admin.RemoveImage:input_type -> crid.admin.v1.RemoveImageRequest
+	19, // 18: crid.admin.v1.Admin.PruneImages:input_type -> crid.admin.v1.PruneImagesRequest
+	21, // 19: crid.admin.v1.Admin.VerifyImages:input_type -> crid.admin.v1.VerifyImagesRequest
+	1,  // 20: crid.admin.v1.Admin.Fsck:output_type -> crid.admin.v1.FsckResponse
+	2,  // 21: crid.admin.v1.Admin.ListImages:output_type -> crid.admin.v1.Image
+	5,  // 22: crid.admin.v1.Admin.InspectImage:output_type -> crid.admin.v1.InspectImageResponse
+	9,  // 23: crid.admin.v1.Admin.PullImage:output_type -> crid.admin.v1.PullImageResponse
+	14, // 24: crid.admin.v1.Admin.LoadImages:output_type -> crid.admin.v1.LoadImagesResponse
+	16, // 25: crid.admin.v1.Admin.SaveImages:output_type -> crid.admin.v1.SaveImagesResponse
+	2,  // 26: crid.admin.v1.Admin.TagImage:output_type -> crid.admin.v1.Image
+	20, // 27: crid.admin.v1.Admin.RemoveImage:output_type -> crid.admin.v1.Removal
+	20, // 28: crid.admin.v1.Admin.PruneImages:output_type -> crid.admin.v1.Removal
+	22, // 29: crid.admin.v1.Admin.VerifyImages:output_type -> crid.admin.v1.Verification
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }

@@ -45,10 +45,10 @@ type AdminClient interface {
 	InspectImage(ctx context.Context, in *InspectImageRequest, opts ...grpc.CallOption) (*InspectImageResponse, error)
 	// PullImage tells how far the layers are, and last the image.
 	PullImage(ctx context.Context, in *PullImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullImageResponse], error)
-	// LoadImages takes a tar: the header first, then the archive in order. It answers each image that is stored, and nothing before
-	// the archive has ended.
+	// LoadImages takes a tar: the header first, then the archive in order. It answers each image that is stored, before it how far
+	// its layers are if that was asked for, and nothing before the archive has ended.
 	LoadImages(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LoadImagesRequest, LoadImagesResponse], error)
-	// SaveImages answers a tar. After an error what has come of it is of no use.
+	// SaveImages answers a tar, and between its pieces how far the layers are if that was asked for. After an error what has come of it is of no use.
 	SaveImages(ctx context.Context, in *SaveImagesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveImagesResponse], error)
 	// TagImage gives an image more names, which those that had them lose at the same moment.
 	TagImage(ctx context.Context, in *TagImageRequest, opts ...grpc.CallOption) (*Image, error)
@@ -230,10 +230,10 @@ type AdminServer interface {
 	InspectImage(context.Context, *InspectImageRequest) (*InspectImageResponse, error)
 	// PullImage tells how far the layers are, and last the image.
 	PullImage(*PullImageRequest, grpc.ServerStreamingServer[PullImageResponse]) error
-	// LoadImages takes a tar: the header first, then the archive in order. It answers each image that is stored, and nothing before
-	// the archive has ended.
+	// LoadImages takes a tar: the header first, then the archive in order. It answers each image that is stored, before it how far
+	// its layers are if that was asked for, and nothing before the archive has ended.
 	LoadImages(grpc.BidiStreamingServer[LoadImagesRequest, LoadImagesResponse]) error
-	// SaveImages answers a tar. After an error what has come of it is of no use.
+	// SaveImages answers a tar, and between its pieces how far the layers are if that was asked for. After an error what has come of it is of no use.
 	SaveImages(*SaveImagesRequest, grpc.ServerStreamingServer[SaveImagesResponse]) error
 	// TagImage gives an image more names, which those that had them lose at the same moment.
 	TagImage(context.Context, *TagImageRequest) (*Image, error)

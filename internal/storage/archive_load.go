@@ -29,6 +29,9 @@ type LoadRequest struct {
 	Archive io.Reader // a tar: of docker save, of an OCI layout, or of a directory that containers/image wrote
 	Name    string    // for the one image of the archive; empty = the names that the archive gives
 	Loaded  func(img Image, existed bool) error
+
+	// Progress is told how far the layers of an image are, by the goroutine that called Load, as PullRequest's is. It may be nil.
+	Progress func(image string, layers []LayerProgress)
 }
 
 // Load stores the images of an archive and tells of each. The archive is kept on the store's disk until the end. What rules
@@ -70,7 +73,7 @@ func (s *Images) Load(ctx context.Context, r LoadRequest) (err error) {
 		if images[i] = nil; given != nil { // what was read of it goes with it
 			img.names = given
 		}
-		stored, existed, err := s.loadImage(ctx, img)
+		stored, existed, err := s.watchLoad(ctx, img, r.Progress)
 		if err != nil {
 			err = s.loadError(ctx, fmt.Errorf("image %s: %w", img.title(), err))
 			if errors.Is(err, errdef.Exhausted) {
@@ -105,6 +108,21 @@ func (a *archivedImage) title() string {
 		return a.listed.String()
 	}
 	return "without a name"
+}
+
+// watchLoad stores one image, and tells of it meanwhile.
+func (s *Images) watchLoad(ctx context.Context, img *archivedImage, tell func(string, []LayerProgress)) (stored Image, existed bool, err error) {
+	img.board = new(board)
+	if tell == nil {
+		return s.loadImage(ctx, img)
+	}
+	done := make(chan struct{})
+	go func() { // ends with the image, or soon after ctx
+		defer close(done)
+		stored, existed, err = s.loadImage(ctx, img)
+	}()
+	_ = img.board.watch(context.WithoutCancel(ctx), done, func(layers []LayerProgress) { tell(img.title(), layers) }) // to the end
+	return stored, existed, err
 }
 
 // loadImage stores one image. A removal beside it may take away what was to be used again: then it is done once more.
@@ -154,6 +172,7 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 		if err := content.bring(signed); err != nil {
 			return Image{}, false, err
 		}
+		img.board.settle()
 	}
 	if err := s.keepSignatures(id.Encoded(), signed); err != nil {
 		return Image{}, false, err
@@ -196,7 +215,8 @@ func (s *Images) contentOf(ctx context.Context, img *archivedImage, chosen *imag
 	}
 	if a != nil {
 		return archived{a.digest, func(signed signatures) error {
-			_, err := s.storeArtifact(ctx, img, a, signed)
+			img.board.show(a.meters())
+			_, err := s.storeArtifact(ctx, img.bounded(), a, signed)
 			return err
 		}}, nil
 	}
@@ -257,8 +277,7 @@ func (a *archivedImage) allNames() []reference.Named {
 
 // copyArchived brings the image into the store without a name.
 func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image, signed signatures) (err error) {
-	id, shown := described.ConfigInfo().Digest.Encoded(), new(board) // which nobody looks at
-	bounds := boundedSource{img, new(atomic.Uint64), shown}
+	id, bounds := described.ConfigInfo().Digest.Encoded(), img.bounded()
 	sys := s.systemContext(Auth{})
 	options := &copy.Options{SourceCtx: sys, DestinationCtx: sys, RemoveSignatures: true}
 	if isEncrypted(described) {
@@ -272,7 +291,7 @@ func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described
 	for _, layer := range described.LayerInfos() {
 		meters = append(meters, newMeter(layer.Digest, layer.Size))
 	}
-	shown.show(meters)
+	img.board.show(meters)
 	plan, err := planLayers(ctx, described, meters)
 	if err == nil {
 		err = s.bringLayers(ctx, bounds, plan)
@@ -298,6 +317,9 @@ func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described
 	failpoint.Hit("storage/load/copied")
 	return err
 }
+
+// bounded is the image as its blobs are read.
+func (a *archivedImage) bounded() boundedSource { return boundedSource{a, new(atomic.Uint64), a.board} }
 
 // boundedImage is an image whose source has bounds.
 type boundedImage struct {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -36,6 +37,10 @@ const (
 type SaveRequest struct {
 	Refs   []string
 	Format Format
+
+	// Progress is told how far the layers of all images are, by the goroutine that called Save: when something has changed, about
+	// every 100 ms, and at the end. It may be nil.
+	Progress func([]LayerProgress)
 }
 
 // saved is one image to be saved, and the tags that the archive gives it.
@@ -74,9 +79,9 @@ func (s *Images) Save(ctx context.Context, r SaveRequest, out io.Writer) error {
 			return fmt.Errorf("save image %s: %w", images[i].id, err)
 		}
 	}
-	a := archiveWriter{tar: tar.NewWriter(out), written: map[digest.Digest]bool{}}
+	a := newArchiveWriter(out, images, r.Progress)
 	for _, img := range images {
-		if err := s.saveOne(ctx, &a, img); err != nil {
+		if err := s.saveOne(ctx, a, img); err != nil {
 			return fmt.Errorf("save image %s: %w", img.id, err)
 		}
 	}
@@ -214,6 +219,57 @@ type archiveWriter struct {
 	written map[digest.Digest]bool
 	index   []imgspec.Descriptor
 	docker  []dockerImage
+
+	meters map[digest.Digest]*meter // of layers
+	board  board
+	tell   func([]LayerProgress)
+	told   time.Time
+}
+
+func newArchiveWriter(out io.Writer, images []saved, tell func([]LayerProgress)) *archiveWriter {
+	a := &archiveWriter{tar: tar.NewWriter(out), written: map[digest.Digest]bool{}, meters: map[digest.Digest]*meter{}, tell: tell}
+	var all []*meter
+	for _, img := range images {
+		for _, m := range img.meters() {
+			if a.meters[m.digest] == nil {
+				a.meters[m.digest], all = m, append(all, m)
+			}
+		}
+	}
+	a.board.show(all)
+	return a
+}
+
+// meters are those of the image's layers, or of the artifact's files.
+func (img *saved) meters() (all []*meter) {
+	if img.artifact != nil {
+		return img.artifact.meters()
+	}
+	for _, l := range img.layers {
+		all = append(all, newMeter(l.UncompressedDigest, l.UncompressedSize))
+	}
+	return all
+}
+
+// report tells how far it is, unless that was told just now and nothing has come to its end.
+func (a *archiveWriter) report(ended bool) {
+	if a.tell != nil && (ended || time.Since(a.told) >= progressPeriod) {
+		a.told = time.Now()
+		a.tell(a.board.snapshot())
+	}
+}
+
+// measured is where a layer is written.
+type measured struct {
+	*archiveWriter
+	meter *meter
+}
+
+func (m measured) Write(p []byte) (int, error) {
+	n, err := m.tar.Write(p)
+	m.meter.done.Add(int64(n))
+	m.report(false)
+	return n, err
 }
 
 func blobPath(d digest.Digest) string {
@@ -236,7 +292,17 @@ func (a *archiveWriter) blob(d digest.Digest, size int64, write func(io.Writer) 
 		return nil
 	}
 	a.written[d] = true
-	return a.file(blobPath(d), size, write)
+	m := a.meters[d]
+	if m == nil {
+		return a.file(blobPath(d), size, write)
+	}
+	m.set(LayerSaving)
+	err := a.file(blobPath(d), size, func(io.Writer) error { return write(measured{a, m}) })
+	if err == nil {
+		m.set(LayerSaved)
+		a.report(true)
+	}
+	return err
 }
 
 func (a *archiveWriter) json(name string, value any) error {

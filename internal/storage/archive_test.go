@@ -207,6 +207,49 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
+// TestProgressOfArchives: each layer is told of, by name of its image, until it is there; what two images have is saved once.
+func TestProgressOfArchives(t *testing.T) {
+	r := newRegistry(t)
+	first := newWorld(t, r).open(t)
+	base, other := layer(t, false, "base", strings.Repeat("b", 300_000)), layer(t, false, "other", "o")
+	for name, img := range map[string]v1.Image{"example.com/one:1": picture(t, "one", base), "example.com/two:1": picture(t, "two", base, other)} {
+		load(t, first, legacySave(t, map[string]v1.Image{name: img}), "")
+	}
+	r.put(t, "model:1", parcel(t, "application/vnd.example.a", "f", "content", "g", "more"))
+	model := pull(t, first, r.host+"/model:1")
+	var out bytes.Buffer
+	var told [][]LayerProgress
+	ask := SaveRequest{Refs: []string{"example.com/one:1", "example.com/two:1", model.ID}, Format: OCIArchive, Progress: func(l []LayerProgress) { told = append(told, l) }}
+	check(t, first.Save(t.Context(), ask, &out))
+	if len(told) < 4 || len(told[0]) != 4 {
+		t.Fatalf("told %v", told)
+	}
+	for _, l := range told[len(told)-1] {
+		if l.State != LayerSaved || l.Done != l.Total || l.Total == 0 {
+			t.Errorf("at the end of a save: %+v", l)
+		}
+	}
+	if l := told[0][3]; l.State != LayerWaiting || l.Done != 0 {
+		t.Errorf("in the beginning: %+v", l)
+	}
+	last := map[string][]LayerProgress{}
+	progress := func(image string, l []LayerProgress) { last[image] = l }
+	second := newWorld(t).open(t)
+	loaded := func(Image, bool) error { return nil }
+	check(t, second.Load(t.Context(), LoadRequest{Archive: &out, Loaded: loaded, Progress: progress}))
+	for image, want := range map[string][]LayerState{
+		"example.com/one:1": {LayerStored}, "example.com/two:1": {LayerReused, LayerStored}, r.host + "/model:1": {LayerStored, LayerStored},
+	} {
+		var got []LayerState
+		for _, l := range last[image] {
+			got = append(got, l.State)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: at the end %v, want %v", image, last[image], want)
+		}
+	}
+}
+
 // readByOthers reads an archive as skopeo and podman do.
 func readByOthers(t *testing.T, format Format, raw []byte, name, id string) {
 	t.Helper()

@@ -135,6 +135,15 @@ func (s *Images) storeArtifact(ctx context.Context, src types.ImageSource, a *ar
 	return id, err
 }
 
+// meters are those of the files.
+func (a *artifact) meters() []*meter {
+	meters := []*meter{}
+	for _, f := range a.files {
+		meters = append(meters, newMeter(f.blob.Digest, f.blob.Size))
+	}
+	return meters
+}
+
 // readConfig reads the blob that stands where an image's configuration does; nil when there is none to be had, which the
 // type of an empty one says.
 func (a *artifact) readConfig(ctx context.Context, src types.ImageSource) ([]byte, error) {

@@ -109,7 +109,7 @@ func (s *Images) Pull(ctx context.Context, r PullRequest) (Image, error) {
 		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}
 	defer s.pulls.leave(f)
-	if err := f.await(ctx, r.Progress); err != nil {
+	if err := f.board.watch(ctx, f.done, r.Progress); err != nil {
 		return Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}
 	return f.image, f.err

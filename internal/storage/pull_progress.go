@@ -23,9 +23,11 @@ const (
 	LayerPulled  LayerState = "pulled"  // it is verified and unpacked, and waits for those below it
 	LayerStored  LayerState = "stored"  // it is in the store
 	LayerReused  LayerState = "reused"  // it was in the store before
+	LayerSaving  LayerState = "saving"  // it is written to an archive
+	LayerSaved   LayerState = "saved"   // it is in the archive
 )
 
-// LayerProgress is how far one layer of a pull is.
+// LayerProgress is how far one layer of a pull, a load or a save is.
 type LayerProgress struct {
 	Digest digest.Digest // of the blob, as the manifest names it
 	Done   int64         // bytes of the blob that have come
@@ -33,7 +35,7 @@ type LayerProgress struct {
 	State  LayerState
 }
 
-// board is where a download writes how far it is, for all who wait for it.
+// board is where a download, or who reads or writes an archive, writes how far it is, for all who wait for it.
 type board struct {
 	mu     sync.Mutex // guards layers; nothing is waited for under it
 	layers []*meter   // in the order of the image, the lowest first
@@ -109,8 +111,8 @@ func (b *board) snapshot() []LayerProgress {
 	return out
 }
 
-// await returns when f has landed or ctx has ended, and tells tell of what goes on until then.
-func (f *flight) await(ctx context.Context, tell func([]LayerProgress)) error {
+// watch returns when done is closed or ctx has ended, and tells tell of what goes on until then.
+func (b *board) watch(ctx context.Context, done <-chan struct{}, tell func([]LayerProgress)) error {
 	if tell == nil {
 		tell = func([]LayerProgress) {}
 	}
@@ -118,14 +120,14 @@ func (f *flight) await(ctx context.Context, tell func([]LayerProgress)) error {
 	defer tick.Stop()
 	var last []LayerProgress
 	report := func() {
-		if now := f.board.snapshot(); now != nil && !slices.Equal(now, last) {
+		if now := b.snapshot(); now != nil && !slices.Equal(now, last) {
 			last = now
 			tell(now)
 		}
 	}
 	for {
 		select {
-		case <-f.done:
+		case <-done:
 			report()
 			return nil
 		case <-ctx.Done():
