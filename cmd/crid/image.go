@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"slices"
 	"strings"
@@ -44,23 +45,50 @@ func (f *flags) reach() (string, error) {
 	return cfg.Socket, err
 }
 
-// ask runs a command that talks to crid, until it is interrupted.
+// ask runs a command that talks to crid, until it is interrupted: the exit code is then the one that a shell gives the signal.
 func (f *flags) ask(cmd *cobra.Command, do func(ctx context.Context, c *client) error) (err error) {
 	socket, err := f.reach()
 	if err != nil {
 		return err
 	}
-	ctx, unhook := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, unhook := untilSignalled(cmd.Context())
 	defer unhook()
 	c, err := dial(socket)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	if err := do(ctx, c); err != nil {
-		return fmt.Errorf("image %s: %w", cmd.Name(), err)
+	if err = do(ctx, c); err == nil {
+		return nil
 	}
-	return nil
+	var by signalled
+	if errors.As(context.Cause(ctx), &by) { // which is why all that was left has failed
+		return exitCode{128 + int(by.Signal), fmt.Errorf("image %s: %w", cmd.Name(), by)}
+	}
+	return fmt.Errorf("image %s: %w", cmd.Name(), err)
+}
+
+// signalled is why a command has ended that somebody told to end.
+type signalled struct{ syscall.Signal }
+
+func (s signalled) Error() string { return "interrupted" }
+
+// untilSignalled is a context that the first signal ends; the next one ends the program.
+func untilSignalled(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() { // ends with ctx
+		defer signal.Stop(signals)
+		select {
+		case s := <-signals:
+			if s, ok := s.(syscall.Signal); ok {
+				cancel(signalled{s})
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // drain hands on each message of a stream.

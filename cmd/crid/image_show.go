@@ -164,7 +164,10 @@ Exit code 0: all match. 1: something does not. 2: it could not be checked.`,
 				}
 				return o.write(cmd.OutOrStdout(), all, func(t *tabwriter.Writer) { tabulateVerdicts(t, all) })
 			})
+			var coded exitCode
 			switch {
+			case errors.As(err, &coded):
+				return err
 			case err != nil:
 				return exitCode{exitNotChecked, err}
 			case faults > 0:
