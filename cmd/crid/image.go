@@ -45,7 +45,7 @@ func (f *flags) reach() (string, error) {
 	return cfg.Socket, err
 }
 
-// ask runs a command that talks to crid, until it is interrupted: the exit code is then the one that a shell gives the signal.
+// ask runs a command that talks to crid, until it is interrupted.
 func (f *flags) ask(cmd *cobra.Command, do func(ctx context.Context, c *client) error) (err error) {
 	socket, err := f.reach()
 	if err != nil {
@@ -61,11 +61,19 @@ func (f *flags) ask(cmd *cobra.Command, do func(ctx context.Context, c *client) 
 	if err = do(ctx, c); err == nil {
 		return nil
 	}
-	var by signalled
-	if errors.As(context.Cause(ctx), &by) { // which is why all that was left has failed
-		return exitCode{128 + int(by.Signal), fmt.Errorf("image %s: %w", cmd.Name(), by)}
+	if cause := context.Cause(ctx); cause != nil { // which is why all that was left has failed
+		err = cause
 	}
-	return fmt.Errorf("image %s: %w", cmd.Name(), err)
+	return ended(ctx, fmt.Errorf("image %s: %w", cmd.Name(), err))
+}
+
+// ended is how a command ends that failed: after a signal with the exit code that a shell gives that signal.
+func ended(ctx context.Context, err error) error {
+	var by signalled
+	if errors.As(context.Cause(ctx), &by) {
+		return exitCode{128 + int(by.Signal), err}
+	}
+	return err
 }
 
 // signalled is why a command has ended that somebody told to end.

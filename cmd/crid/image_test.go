@@ -40,11 +40,13 @@ func TestCredentialsAreReadFromFilesAlone(t *testing.T) {
 		{credentials{creds: "-"}, "nothing", "USER:PASSWORD"},
 		{credentials{creds: "-"}, "", "one line"},
 		{credentials{creds: "-"}, "a:b\nc:d", "one line"},
+		{credentials{passwordStdin: true}, "pass", "--username"},
+		{credentials{username: "me"}, "pass:word", "--password-stdin"},
 		{credentials{authfile: filepath.Join(dir, "absent")}, "", "no such file"},
 		{credentials{authfile: fileOf(t, filepath.Join(dir, "empty"), "{}")}, "", "no credentials for registry.example.com"},
 		{credentials{authfile: pair}, "", "read credentials"},
 	} {
-		auth, err := c.from.read(strings.NewReader(c.stdin), "registry.example.com/app:1")
+		auth, err := c.from.read(t.Context(), keyboard{strings.NewReader(c.stdin), io.Discard}, "registry.example.com/app:1")
 		switch {
 		case c.want == "" && (err != nil || auth.GetUsername() != "me" || auth.GetPassword() != "pass:word"):
 			t.Errorf("%+v: %v, %v", c.from, auth, err)
@@ -52,7 +54,7 @@ func TestCredentialsAreReadFromFilesAlone(t *testing.T) {
 			t.Errorf("%+v: %v, want %q", c.from, err, c.want)
 		}
 	}
-	if auth, err := (&credentials{}).read(nil, "x"); auth != nil || err != nil {
+	if auth, err := (&credentials{}).read(t.Context(), keyboard{}, "x"); auth != nil || err != nil {
 		t.Errorf("without any: %v, %v", auth, err)
 	}
 }

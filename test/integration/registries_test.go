@@ -75,6 +75,20 @@ func (i vouched) token(t *testing.T, repository string) string {
 	return compact
 }
 
+// askFor makes a registry ask for the password of user "me".
+func askFor(t *testing.T, password string) (env []string) {
+	t.Helper()
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "htpasswd")
+	if err := os.WriteFile(file, []byte("me:"+string(hash)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"REGISTRY_AUTH_HTPASSWD_REALM=test", "REGISTRY_AUTH_HTPASSWD_PATH=" + file}
+}
+
 // The registry that everybody runs, over TLS with a certificate that a directory vouches for, asks for a password or for
 // a token, and gets either; who has a wrong one gets no image, stored or not.
 func TestRegistriesThatAsk(t *testing.T) {
@@ -88,17 +102,9 @@ func TestRegistriesThatAsk(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"token": who.token(t, repository)})
 	}))
 	t.Cleanup(tokens.Close)
-	hash, err := bcrypt.GenerateFromPassword([]byte("good"), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	passwords := filepath.Join(t.TempDir(), "htpasswd")
-	if err := os.WriteFile(passwords, []byte("me:"+string(hash)+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	tls := []string{"REGISTRY_HTTP_TLS_CERTIFICATE=" + who.cert, "REGISTRY_HTTP_TLS_KEY=" + who.key}
 	hosts := map[string]string{
-		"password": harness.Serve(t, harness.Images(), append(tls, "REGISTRY_AUTH_HTPASSWD_REALM=test", "REGISTRY_AUTH_HTPASSWD_PATH="+passwords)...),
+		"password": harness.Serve(t, harness.Images(), append(tls, askFor(t, "good")...)...),
 		"token": harness.Serve(t, harness.Images(), append(tls, "REGISTRY_AUTH_TOKEN_REALM="+tokens.URL, "REGISTRY_AUTH_TOKEN_SERVICE=registry",
 			"REGISTRY_AUTH_TOKEN_ISSUER=test", "REGISTRY_AUTH_TOKEN_ROOTCERTBUNDLE="+who.cert)...),
 	}

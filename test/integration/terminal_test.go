@@ -152,10 +152,10 @@ type stalling struct {
 	once    sync.Once
 }
 
-func stall(t *testing.T) *stalling {
+func stall(t *testing.T, registry string) *stalling {
 	t.Helper()
 	s := &stalling{resume: make(chan struct{}), left: make(chan struct{}, 1)}
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: strings.TrimSuffix(harness.Ref(""), "/")})
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
 	proxy.FlushInterval = -1
 	proxy.ModifyResponse = func(r *http.Response) error {
 		if r.Request.Method == http.MethodGet && r.ContentLength >= stallingSize && strings.Contains(r.Request.URL.Path, "/blobs/") {
@@ -195,6 +195,9 @@ func (w *waiting) Read([]byte) (int, error) {
 	}
 }
 
+// plainRegistry is the address of the registry with the test images.
+func plainRegistry() string { return strings.TrimSuffix(harness.Ref(""), "/") }
+
 // large is an image with a layer that stops, as the stalling registry serves it.
 func large(t *testing.T, c *harness.Crid, s *stalling) (ref string) {
 	t.Helper()
@@ -207,7 +210,7 @@ func large(t *testing.T, c *harness.Crid, s *stalling) (ref string) {
 }
 
 func TestBarsOnATerminal(t *testing.T) {
-	s := stall(t)
+	s := stall(t, plainRegistry())
 	c := harness.Start(t, harness.Registry(s.address))
 	ref := large(t, c, s)
 	w, seen := newTerminal(t, 100, 24), &window{}
@@ -269,7 +272,7 @@ func archivesOnATerminal(t *testing.T, c *harness.Crid, ref, id string) {
 }
 
 func TestAnInterruptEndsAPull(t *testing.T) {
-	s := stall(t)
+	s := stall(t, plainRegistry())
 	c := harness.Start(t, harness.Registry(s.address))
 	ref := large(t, c, s)
 	w, seen := newTerminal(t, 100, 24), &window{}
