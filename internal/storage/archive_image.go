@@ -25,6 +25,7 @@ type archivedImage struct {
 	claims     []string                        // names with digests, to be proven
 	open       func(ctx context.Context) error // to be called before anything is asked of the image
 	board      *board                          // shows how far it is
+	sys        *types.SystemContext            // which knows the platform's variant once that is chosen
 	manifest   []byte
 	signatures func(instance *digest.Digest) ([][]byte, error) // nil = it can have none
 	blob       func(ctx context.Context, d digest.Digest) (io.ReadCloser, int64, error)

@@ -147,7 +147,8 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 	if err := img.open(ctx); err != nil {
 		return Image{}, false, err
 	}
-	chosen, err := instanceOf(ctx, img, s.systemContext(Auth{}))
+	img.sys = s.systemContext(Auth{})
+	chosen, err := instanceOf(ctx, img, img.sys)
 	if err != nil {
 		return Image{}, false, err
 	}
@@ -220,7 +221,7 @@ func (s *Images) contentOf(ctx context.Context, img *archivedImage, chosen *imag
 			return err
 		}}, nil
 	}
-	described, err := image.FromUnparsedImage(ctx, s.systemContext(Auth{}), chosen)
+	described, err := image.FromUnparsedImage(ctx, img.sys, chosen)
 	if err != nil {
 		return archived{}, fmt.Errorf("%w: %w", err, errdef.Invalid)
 	}
@@ -278,8 +279,7 @@ func (a *archivedImage) allNames() []reference.Named {
 // copyArchived brings the image into the store without a name.
 func (s *Images) copyArchived(ctx context.Context, img *archivedImage, described types.Image, signed signatures) (err error) {
 	id, bounds := described.ConfigInfo().Digest.Encoded(), img.bounded()
-	sys := s.systemContext(Auth{})
-	options := &copy.Options{SourceCtx: sys, DestinationCtx: sys, RemoveSignatures: true}
+	options := &copy.Options{SourceCtx: img.sys, DestinationCtx: img.sys, RemoveSignatures: true}
 	if isEncrypted(described) {
 		if options.OciDecryptConfig, err = s.decryption(); err != nil {
 			return err

@@ -131,6 +131,10 @@ func TestVariants(t *testing.T) {
 		if img := pull(t, s, r.host+"/some:1"); img.Labels["mark"] != "variant "+variants[0] {
 			t.Errorf("%s was taken, the processor has %v", img.Labels["mark"], variants)
 		}
+		archive := ociLayout(t, false, map[string]string{annotationName: fullName}, index("v9", variants[len(variants)-1], variants[0]))
+		if img := load(t, newWorld(t).open(t), archive, "")[0]; img.Labels["mark"] != "variant "+variants[0] {
+			t.Errorf("of an archive %s was taken", img.Labels["mark"])
+		}
 	}
 }
 
