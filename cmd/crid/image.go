@@ -62,7 +62,7 @@ func (f *flags) ask(cmd *cobra.Command, do func(ctx context.Context, c *client) 
 		return nil
 	}
 	if cause := context.Cause(ctx); cause != nil { // which is why all that was left has failed
-		err = cause
+		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return ended(ctx, fmt.Errorf("image %s: %w", cmd.Name(), err))
 }

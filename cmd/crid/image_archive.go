@@ -32,8 +32,8 @@ func loadImages(f *flags) *cobra.Command {
 		Use:   "load [ARCHIVE...]",
 		Short: "Store the images of archives: no registry is asked",
 		Long: `Store the images of archives, as docker save, podman save, skopeo, crane, buildkit and crid image save write them: docker-archive,
-oci-archive, the directory of an OCI layout, or one of skopeo's (dir); artifacts in the last three. Archives may be compressed (gzip, zstd, bzip2, xz).
-Without a name, or with -, the archive is read from stdin.
+oci-archive, the directory of an OCI layout, or one of skopeo's (dir); artifacts in the last three. Archives may be compressed (gzip,
+zstd, bzip2, xz). Without a name, or with -, the archive is read from stdin.
 
 This command reads the archive and sends it to crid, which opens no path of yours. crid keeps it on the disk of the image
 store until its images are stored, since an archive may say at its end what it holds. The images get the names that the archive
@@ -305,7 +305,10 @@ type saving struct {
 func (c *client) save(ctx context.Context, s saving, out io.Writer) error {
 	stream, err := c.SaveImages(ctx, s.ask)
 	return drain(c, stream, err, func(p *admin.SaveImagesResponse) error {
-		s.show.draw(p.GetProgress())
+		if p := p.GetProgress(); p != nil {
+			s.show.draw(p)
+			return nil
+		}
 		_, err := out.Write(p.GetData())
 		return err
 	})

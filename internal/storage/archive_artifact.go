@@ -37,6 +37,9 @@ func (s *Images) describeArtifact(img *saved) error {
 	if img.layers, err = s.layersOf(img.id); err != nil {
 		return err
 	}
+	if len(img.artifact.files) > 0 && len(img.layers) == 0 {
+		return fmt.Errorf("its files are missing (pull it again): %w", errdef.Unavailable)
+	}
 	return s.addPulled(img, s.digestsOf(img.id))
 }
 

@@ -140,7 +140,8 @@ func (a *archiveFile) dirImage() ([]*archivedImage, error) {
 	return []*archivedImage{img}, nil
 }
 
-// dirSignatures are those of such a directory: of its manifest, or of one that this lists.
+// dirSignatures are those of such a directory: of its manifest, or of one that this lists. There may be as many, and all of them
+// as large, as crid keeps.
 func (a *archiveFile) dirSignatures(instance *digest.Digest) (all [][]byte, err error) {
 	prefix := "signature-"
 	if instance != nil {
@@ -149,13 +150,13 @@ func (a *archiveFile) dirSignatures(instance *digest.Digest) (all [][]byte, err 
 		}
 		prefix = instance.Encoded() + "." + prefix
 	}
-	for n := 1; a.has(prefix + strconv.Itoa(n)); n++ {
-		if n > maxSignatures {
-			return nil, fmt.Errorf("the archive has more than %d signatures of an image: %w", maxSignatures, errBounds)
-		}
+	for n, size := 1, 0; a.has(prefix + strconv.Itoa(n)); n++ {
 		signature, err := a.read(prefix + strconv.Itoa(n))
 		if err != nil {
 			return nil, err
+		}
+		if size += len(signature); n > maxSignatures || size > maxArchiveJSON {
+			return nil, fmt.Errorf("the archive has more than %d signatures of an image, or more than %d bytes of them: %w", maxSignatures, maxArchiveJSON, errBounds)
 		}
 		all = append(all, signature)
 	}
