@@ -40,7 +40,7 @@ func withConfig(t *testing.T) rawManifest {
 func TestArtifactsGoByArchive(t *testing.T) {
 	r := newRegistry(t)
 	first := newWorld(t, r).open(t)
-	files := []string{"weights.bin", strings.Repeat("model", 100_000), "sub/dir/readme.md", "read me", "twice", "read me", "empty", ""}
+	files := []string{"weights.bin", strings.Repeat("model", 100_000), "sub/dir/readme.md", "read me", "twice", "read me", "empty", "", "in.xz", "\xfd7zXZ\x00 and what follows"}
 	for name, p := range map[string]rawManifest{"model": parcel(t, "application/vnd.example.model", files...), "config": withConfig(t), "none": parcel(t, "application/vnd.example.none")} {
 		r.put(t, name+":1", p)
 		r.put(t, name+":2", p)

@@ -11,7 +11,6 @@ import (
 	"path"
 
 	"github.com/vbatts/tar-split/archive/tar"
-	"go.podman.io/storage/pkg/archive"
 
 	"github.com/crid/crid/internal/errdef"
 	"github.com/crid/crid/internal/failpoint"
@@ -106,8 +105,7 @@ func (p *position) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// listMembers reads a tar to its end. A member in xz is refused here, before anything begins to decompress it
-// (boundedSource says why).
+// listMembers reads a tar to its end.
 func listMembers(from io.Reader) (map[string]member, error) {
 	at := &position{from: from}
 	r, members, names := tar.NewReader(at), map[string]member{}, 0
@@ -133,9 +131,6 @@ func listMembers(from io.Reader) (map[string]member, error) {
 		switch h.Typeflag {
 		case tar.TypeReg, tar.TypeRegA:
 			members[name] = member{offset: at.at, size: h.Size}
-			if err := refuseXz(name, r); err != nil {
-				return nil, err
-			}
 		case tar.TypeSymlink:
 			members[name] = member{link: memberName(path.Join(path.Dir(name), h.Linkname))}
 		case tar.TypeLink:
@@ -155,18 +150,6 @@ func noTar(err error, members int) error {
 		return fmt.Errorf("it is damaged, or not whole: %w: %w", err, errdef.Invalid)
 	}
 	return err
-}
-
-func refuseXz(name string, from io.Reader) error {
-	var start [10]byte
-	n, err := io.ReadFull(from, start[:])
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
-	}
-	if archive.DetectCompression(start[:n]) == archive.Xz {
-		return fmt.Errorf("%s is compressed with xz (build the image with gzip or zstd): %w", name, errdef.Invalid)
-	}
-	return nil
 }
 
 // open gives the content of a member.

@@ -263,8 +263,11 @@ func (a *archiveFile) plainLayer(ctx context.Context, name string) (io.ReadClose
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, 0, fmt.Errorf("read %s of the archive: %w", name, err)
 	}
-	if archive.DetectCompression(start[:n]) == archive.Uncompressed {
+	switch archive.DetectCompression(start[:n]) {
+	case archive.Uncompressed:
 		return io.NopCloser(within(ctx, r)), r.Size(), nil
+	case archive.Xz: // boundedSource says why
+		return nil, 0, fmt.Errorf("%s of the archive is compressed with xz (build the image with gzip or zstd): %w", name, errdef.Invalid)
 	}
 	plain, err := archive.DecompressStream(within(ctx, r))
 	if err != nil {

@@ -217,7 +217,7 @@ func (s *Images) contentOf(ctx context.Context, img *archivedImage, chosen *imag
 	if a != nil {
 		return archived{a.digest, func(signed signatures) error {
 			img.board.show(a.meters())
-			_, err := s.storeArtifact(ctx, img.bounded(), a, signed)
+			_, err := s.storeArtifact(ctx, rawSource{img.bounded()}, a, signed)
 			return err
 		}}, nil
 	}

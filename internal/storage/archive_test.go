@@ -295,6 +295,9 @@ func TestWhatCannotBeLoaded(t *testing.T) {
 	}
 	headers := string(endlessHeaders(t))
 	xz := "\xfd7zXZ\x00 and what follows"
+	inXz := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:` + idOf(t, img) +
+		`","size":` + strconv.Itoa(len(config.content)) + `},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:` + sha(xz) + `","size":` + strconv.Itoa(len(xz)) + `}]}`
+	blob := func(content string) entryOf { return file("blobs/sha256/"+sha(content), content) }
 	for _, c := range []struct {
 		form string
 		raw  []byte
@@ -312,7 +315,7 @@ func TestWhatCannotBeLoaded(t *testing.T) {
 		{"links without end", packed(t, special(tar.TypeSymlink, "config.json", "x"), special(tar.TypeSymlink, "x", "config.json"), listing(named)), "without end"},
 		{"a device", packed(t, config, layers[0], special(tar.TypeBlock, "b", ""), listing(named)), "the archive has no b"},
 		{"a layer in xz", packed(t, config, layers[0], file("b", xz), listing(named)), "xz"},
-		{"a member in xz that nobody names", packed(t, config, layers[0], layers[1], file("c", xz), listing(named)), "xz"},
+		{"a layout with a layer in xz", packed(t, append(layoutOf("sha256:"+sha(inXz)), blob(inXz), blob(config.content), blob(xz))...), "compressed with xz"},
 		{"a tag that is none", packed(t, config, layers[0], layers[1], listing(dockerImage{Config: "config.json", Layers: names, RepoTags: []string{"../../x y"}})), "its tag"},
 		{"a list of many", packed(t, config, file("manifest.json", "["+strings.Repeat(`{"Config":"config.json"},`, maxImages)+`{"Config":"config.json"}]`)), "more than crid gives"},
 		{"a large list", packed(t, huge), "are allowed"},

@@ -105,11 +105,11 @@ type boundedSource struct {
 }
 
 func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
-	blob, size, err := s.ImageSource.GetBlob(ctx, info, cache)
+	blob, size, err := rawSource{s}.GetBlob(ctx, info, cache)
 	if err != nil {
 		return nil, 0, err
 	}
-	head := bufio.NewReaderSize(counted{blob, s.read, s.board.begin(info.Digest)}, blobWindow)
+	head := bufio.NewReaderSize(blob, blobWindow)
 	start, _ := head.Peek(10) // less when there is no more; whoever reads meets the error again
 	if archive.DetectCompression(start) == archive.Xz {
 		err := fmt.Errorf("layer %s is compressed with xz (build the image with gzip or zstd): %w", info.Digest, errdef.Invalid)
@@ -121,15 +121,27 @@ func (s boundedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache t
 	}{head, blob}, size, nil
 }
 
+// rawSource is one whose blobs are files of an artifact, which nobody decompresses: they may be in xz.
+type rawSource struct{ boundedSource }
+
+// GetBlob opens a blob as it is.
+func (s rawSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
+	blob, size, err := s.ImageSource.GetBlob(ctx, info, cache)
+	if err != nil {
+		return nil, 0, err
+	}
+	return counted{blob, s.read, s.board.begin(info.Digest)}, size, nil
+}
+
 // counted counts what is read.
 type counted struct {
-	from  io.Reader
+	io.ReadCloser
 	read  *atomic.Uint64
 	meter *meter
 }
 
 func (c counted) Read(p []byte) (int, error) {
-	n, err := c.from.Read(p)
+	n, err := c.ReadCloser.Read(p)
 	c.read.Add(uint64(n))
 	c.meter.done.Add(int64(n))
 	return n, err

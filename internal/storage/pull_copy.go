@@ -128,7 +128,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	case id != "":
 		err = s.keepSignatures(id, src.signed)
 	case src.artifact != nil:
-		id, err = s.storeArtifact(ctx, src.blobs(), src.artifact, src.signed, pulled.String())
+		id, err = s.storeArtifact(ctx, rawSource{src.blobs()}, src.artifact, src.signed, pulled.String())
 	default:
 		id, err = s.copyOrMend(ctx, d, src, pulled)
 	}
@@ -277,7 +277,7 @@ func (r *remoteImage) NewImageSource(context.Context, *types.SystemContext) (typ
 }
 
 // blobs is the image as its blobs are read.
-func (r *remoteImage) blobs() types.ImageSource {
+func (r *remoteImage) blobs() boundedSource {
 	return boundedSource{wired{r.source(), r}, r.d.read, r.d.board}
 }
 
