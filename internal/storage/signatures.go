@@ -184,7 +184,7 @@ func (s *Images) keepSignatures(id string, sig signatures) error {
 		return nil
 	}
 	sig.blobs = slices.Concat(sig.blobs, stored.blobs) // in this order: see told
-	if len(sig.blobs) > maxSignatures { // forgotten first, since those that stay are not at the end
+	if len(sig.blobs) > maxSignatures {                // forgotten first, since those that stay are not at the end
 		if err := s.tellSizes(id, img.Metadata, signatures{of: sig.of}); err != nil {
 			return fail(err)
 		}
