@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +52,7 @@ const poolSize = 160 << 20 // bytes of what layers are made of
 
 // pulls measures how long a pull takes and how much of the processors, of images that the server does not have.
 func (f flags) pulls(ctx context.Context, all []*endpoint, registry string) error {
+	skopeo := &endpoint{name: "skopeo", took: map[string][]time.Duration{}} // no server: it is run once for each image
 	for _, s := range shapes {
 		ref := registry + "/bench/" + strconv.Itoa(s.layers) + "x" + strconv.Itoa(s.bytes>>20) + ":1"
 		sent, err := s.push(ctx, ref)
@@ -64,10 +66,13 @@ func (f flags) pulls(ctx context.Context, all []*endpoint, registry string) erro
 					return err
 				}
 			}
-			if err := f.skopeo(ctx, all[0], s.name, ref); err != nil {
+			if err := skopeo.copyAway(ctx, s.name, ref); err != nil {
 				return err
 			}
 		}
+	}
+	if len(skopeo.took) > 0 {
+		all = append(slices.Clone(all), skopeo)
 	}
 	return report(all)
 }
@@ -114,8 +119,8 @@ func (e *endpoint) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * time.Second / 100, err
 }
 
-// skopeo measures what that makes of the image, if it is there, into a store of its own.
-func (f flags) skopeo(ctx context.Context, e *endpoint, what, ref string) error {
+// copyAway measures what skopeo makes of the image, if it is there, into a store of its own.
+func (e *endpoint) copyAway(ctx context.Context, what, ref string) error {
 	binary, err := exec.LookPath("skopeo")
 	if err != nil {
 		return nil
@@ -134,8 +139,8 @@ func (f flags) skopeo(ctx context.Context, e *endpoint, what, ref string) error 
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("skopeo: %w: %s", err, out)
 	}
-	e.note(what+", skopeo", time.Since(began))
-	e.note(what+", skopeo, CPU", cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
+	e.note(what, time.Since(began))
+	e.note(what+", CPU", cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
 	return nil
 }
 
