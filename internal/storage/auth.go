@@ -1,10 +1,12 @@
 package storage
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -52,21 +54,84 @@ func (s *Images) takeAuth(namespace, ref string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	raw, err := os.ReadFile(file)
+	raw, err := s.claimAuth(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("read credentials of namespace %s: %w", namespace, err)
 	}
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // another pull of the image has them as well
-		return "", fmt.Errorf("remove the credentials of one pull, which was not begun: %w", err)
+	return string(raw), nil
+}
+
+// takenPrefix begins the names of files with credentials while crid reads them.
+const takenPrefix = ".crid-taken-"
+
+// claimAuth reads the file and removes it, and nothing that is written there meanwhile: what crid reads has another name by then.
+func (s *Images) claimAuth(file string) (raw []byte, err error) {
+	taken := filepath.Join(filepath.Dir(file), takenPrefix+rand.Text()+filepath.Base(file))
+	if err := os.Rename(file, taken); err != nil {
+		return nil, err
+	}
+	failpoint.Hit("storage/auth/renamed")
+	f, err := os.Open(taken)
+	if err != nil {
+		return nil, errors.Join(err, putBack(taken))
+	}
+	defer f.Close() // nothing is lost with it
+	if raw, err = io.ReadAll(f); err != nil {
+		return nil, errors.Join(err, putBack(taken))
+	}
+	valid := json.Valid(raw)
+	if !valid && beingWritten(f) {
+		return nil, errors.Join(fmt.Errorf("%s is being written (try again): %w", file, errdef.Unavailable), putBack(taken))
+	}
+	if err := os.Remove(taken); err != nil {
+		return nil, fmt.Errorf("remove the credentials of one pull, which was not begun: %w", err)
 	}
 	failpoint.Hit("storage/auth/taken")
-	if !json.Valid(raw) {
-		return "", fmt.Errorf("read credentials of namespace %s: %s was no JSON", namespace, file)
+	if !valid {
+		return nil, fmt.Errorf("%s was no JSON", file)
 	}
-	return string(raw), nil
+	return raw, nil
+}
+
+// beingWritten tells whether somebody has the file open for writing. The kernel lets nobody have a lease on it then.
+func beingWritten(f *os.File) bool {
+	_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
+	return errors.Is(err, unix.EAGAIN)
+}
+
+// putBack gives what was taken its name again, unless there is something newer by that name.
+func putBack(taken string) error {
+	name := strings.TrimPrefix(filepath.Base(taken), takenPrefix)[len(rand.Text()):]
+	err := unix.Renameat2(unix.AT_FDCWD, taken, unix.AT_FDCWD, filepath.Join(filepath.Dir(taken), name), unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		err = os.Remove(taken)
+	}
+	failpoint.Hit("storage/put-back/cleared")
+	if err != nil {
+		return fmt.Errorf("put %s back: %w", taken, err)
+	}
+	return nil
+}
+
+// restoreAuth puts back what pulls had taken that did not begin, since crid died.
+func (s *Images) restoreAuth() error {
+	if s.cfg.NamespacedAuthDir == "" {
+		return nil
+	}
+	names, err := entryNames(s.cfg.NamespacedAuthDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for credentials of pulls that did not begin: %w", err)
+	}
+	err = nil
+	for _, name := range names {
+		if strings.HasPrefix(name, takenPrefix) && len(name) > len(takenPrefix)+len(rand.Text()) {
+			err = errors.Join(err, putBack(filepath.Join(s.cfg.NamespacedAuthDir, name)))
+		}
+	}
+	return err
 }
 
 // lend makes text a file for the library, which has no other way to get credentials for several registries. It is in

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -71,6 +72,65 @@ func TestNamespacedCredentials(t *testing.T) {
 		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref + ":1", Namespace: namespace}); !errors.Is(err, errdef.Invalid) {
 			t.Errorf("namespace %q: %v", namespace, err)
 		}
+	}
+}
+
+// Whatever a credential provider writes while crid takes what was there before, it is there for the next pull, if not taken.
+func TestCredentialsThatComeMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	s := w.open(t)
+	const ref, image = "reg.example/a:1", "reg.example/a"
+	take := func() string {
+		t.Helper()
+		got, err := s.takeAuth("team", ref)
+		check(t, err)
+		return got
+	}
+	file := w.leaveAuth(t, "team", image, []byte(`"old"`))
+	for n := range 3000 {
+		fresh := fmt.Sprintf("%d", n)
+		check(t, os.WriteFile(file, []byte(`"old"`), 0o600))
+		check(t, os.WriteFile(file+".new", []byte(fresh), 0o600))
+		renamed := make(chan error)
+		go func() { renamed <- os.Rename(file+".new", file) }() // ends at once
+		first := take()
+		check(t, <-renamed)
+		if second := take(); first != fresh && second != fresh {
+			t.Fatalf("%s was written, and %q and %q taken", fresh, first, second)
+		}
+	}
+	writer, err := os.Create(file)
+	check(t, err)
+	if _, err := s.takeAuth("team", ref); !errors.Is(err, errdef.Unavailable) {
+		t.Errorf("what is being written: %v", err)
+	}
+	_, err = writer.WriteString(`"whole"`)
+	check(t, errors.Join(err, writer.Close()))
+	if got := take(); got != `"whole"` {
+		t.Errorf("took %s", got)
+	}
+	if left, err := os.ReadDir(w.NamespacedAuthDir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// What was taken for a pull that crid's death prevented is there again at the next start, unless something newer is.
+func TestCredentialsOfPullsThatDidNotBegin(t *testing.T) {
+	w := newWorld(t)
+	file := w.leaveAuth(t, "team", "reg.example/a", []byte(`"taken"`))
+	newer := w.leaveAuth(t, "team", "reg.example/b", []byte(`"taken"`))
+	for _, file := range []string{file, newer} {
+		check(t, os.Rename(file, filepath.Join(w.NamespacedAuthDir, takenPrefix+rand.Text()+filepath.Base(file))))
+	}
+	w.leaveAuth(t, "team", "reg.example/b", []byte(`"newer"`))
+	s := w.open(t)
+	for image, want := range map[string]string{"reg.example/a": `"taken"`, "reg.example/b": `"newer"`} {
+		if got, err := s.takeAuth("team", image); err != nil || got != want {
+			t.Errorf("for %s: %s, %v", image, got, err)
+		}
+	}
+	if left, err := os.ReadDir(w.NamespacedAuthDir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

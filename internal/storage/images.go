@@ -178,6 +178,7 @@ func (s *Images) load(ctx context.Context) error {
 	if err := s.clearHosts(); err != nil {
 		return err
 	}
+	s.problems.set("credentials", s.restoreAuth())
 	due, err := s.markOpen()
 	if err != nil {
 		return err

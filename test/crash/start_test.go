@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -163,7 +164,8 @@ func startAmidLife(t *testing.T, c *harness.Crid) act {
 	}
 }
 
-// plantRemains leaves what a crash leaves: a record, a console's socket, crun's copy of itself and a pull that were cut short.
+// plantRemains leaves what a crash leaves: a record, a console's socket, crun's copy of itself and a pull that were cut short, and
+// credentials that a pull had taken.
 func plantRemains(c *harness.Crid) error {
 	consoles, err := filepath.Glob(filepath.Join(c.RunRoot, "runtimes/*"))
 	if err == nil && len(consoles) == 0 {
@@ -177,5 +179,6 @@ func plantRemains(c *harness.Crid) error {
 	for _, path := range []string{"state/pods/.tmp-cut-short", "storage/crid-scratch/cut-short"} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(c.Root(), path), []byte("{"), 0o600))
 	}
-	return err
+	auth := filepath.Join(c.Dir, "auth")
+	return errors.Join(err, os.MkdirAll(auth, 0o700), os.WriteFile(filepath.Join(auth, ".crid-taken-"+rand.Text()+"team-0.json"), []byte("{}"), 0o600))
 }
