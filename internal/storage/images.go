@@ -201,6 +201,9 @@ func (s *Images) load(ctx context.Context) error {
 	}
 	// Each of them ends with ctx, that is by s.life.stop.
 	s.life.work.Go(func() { s.watch(ctx, watch) })
+	if len(s.cfg.Shelves)+len(s.cfg.LayerStores) > 0 {
+		s.life.work.Go(func() { s.problems.set("mounts", s.watchMounts(ctx, watch)) })
+	}
 	s.life.work.Go(func() { s.disk.run(ctx, func(err error) { s.problems.set("usage", err) }) })
 	s.life.work.Go(func() { s.collect(ctx) })
 	if due {

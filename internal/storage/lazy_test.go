@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/opencontainers/go-digest"
 	cstorage "go.podman.io/storage"
+	"golang.org/x/sys/unix"
 
 	"github.com/crid/crid/internal/errdef"
 )
@@ -108,4 +109,29 @@ func TestLayersOfALayerStore(t *testing.T) {
 			check(t, w.open(t).Close())
 		})
 	}
+}
+
+// TestALayerStoreThatReturns brings its images back.
+func TestALayerStoreThatReturns(t *testing.T) {
+	toc := digest.FromString("table of contents")
+	r := newRegistry(t)
+	pushLazy(t, r, "lazy:1", toc)
+	w := newDamagedWorld(t, r)
+	served, store := playLayerStore(t, "", toc, "shown"), t.TempDir()
+	mount := func() { check(t, unix.Mount(served, store, "", unix.MS_BIND, "")) }
+	mount()
+	w.LayerStores = []string{store}
+	s := w.open(t)
+	img := pull(t, s, r.host+"/lazy:1")
+	check(t, unix.Unmount(store, 0))
+	if _, err := s.Layers(t.Context(), img.ID); !errors.Is(err, errdef.Unavailable) {
+		t.Errorf("without the layer store: %v", err)
+	}
+	if all := list(t, s); len(all) != 0 {
+		t.Errorf("offered without the layer store: %+v", all)
+	}
+	mount()
+	t.Cleanup(func() { check(t, unix.Unmount(store, 0)) })
+	waitFor(t, func() bool { return len(list(t, s)) == 1 })
+	checkLazy(t, s, img.ID, store)
 }

@@ -130,12 +130,19 @@ func TestAShelfWhoseDiskGoes(t *testing.T) {
 	}
 	check(t, s.Remove(t.Context(), a.ID))
 	check(t, unix.Mount(real, gone, "", unix.MS_BIND, ""))
-	waitFor(t, func() bool {
-		check(t, s.refreshIfChanged(t.Context()))
+	waitFor(t, func() bool { // the kernel tells of a mount
 		got, err := s.Resolve(t.Context(), a.ID)
 		return err == nil && got.Store == gone
 	})
 	checkLayers(t, s, a.ID, "a")
+	check(t, unix.Mount("", gone, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
+	images := filepath.Join(gone, "overlay-images/images.json")
+	check(t, os.Rename(images, images+".away")) // what changes there is seen as on the disk before
+	waitFor(t, func() bool {
+		_, err := s.Resolve(t.Context(), a.ID)
+		return errors.Is(err, errdef.NotFound)
+	})
+	check(t, os.Rename(images+".away", images))
 }
 
 // TestSignedImagesOfAShelf are used when a policy wants no signatures; when it does, a pull brings them with the image.
