@@ -1,15 +1,22 @@
 package storage
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/docker/distribution/registry/api/errcode"
 	v2 "github.com/docker/distribution/registry/api/v2"
@@ -133,4 +140,38 @@ func BenchmarkResolve(b *testing.B) {
 			}
 		}
 	})
+}
+
+// A system's error is the registry's fault only where the network brought it.
+func TestWhoseErrorItIs(t *testing.T) {
+	reset := os.NewSyscallError("read", syscall.ECONNRESET)
+	lost := &net.OpError{Op: "read", Net: "tcp", Err: reset}
+	for _, c := range []struct {
+		err      error
+		registry bool
+	}{
+		{lost, true},
+		{&net.DNSError{Err: "no such host", Name: "r.example", IsNotFound: true}, true},
+		{&url.Error{Op: "Get", URL: "https://r.example/v2/", Err: fmt.Errorf("a: %w", lost)}, true},
+		{&url.Error{Op: "Get", URL: "https://r.example/v2/", Err: io.EOF}, true},
+		{&net.OpError{Op: "remote error", Err: tls.AlertError(40)}, true},
+		{fmt.Errorf("a: %w", context.DeadlineExceeded), true}, // of a request
+		{fmt.Errorf("fetch blob: %w", io.ErrUnexpectedEOF), true},
+		{errors.Join(errors.New("a"), silence{"r.example", time.Second}), true},
+		{syscall.EIO, false},
+		{syscall.ETIMEDOUT, false}, // of a disk behind a network
+		{syscall.ECONNRESET, false},
+		{fmt.Errorf("sync: %w", syscall.EAGAIN), false},
+		{os.NewSyscallError("fsync", syscall.ETIMEDOUT), false},
+		{&fs.PathError{Op: "write", Path: "/x", Err: syscall.ETIMEDOUT}, false},
+		{&os.LinkError{Op: "rename", Old: "/x", New: "/y", Err: syscall.EINTR}, false},
+		{unpackError{"sha256:x", io.ErrUnexpectedEOF}, false},
+		{&url.Error{Op: "Get", URL: "https://r.example/v2/", Err: &fs.PathError{Op: "open", Path: "/cert", Err: syscall.EACCES}}, false},
+		{errors.Join(&url.Error{Op: "Get", URL: "https://r.example/v2/", Err: context.Canceled}, syscall.EIO), false}, // the disk ended it
+		{errors.New("else"), false},
+	} {
+		if got := errors.Is(pullError(t.Context(), "a", c.err), errdef.RegistryUnavailable); got != c.registry {
+			t.Errorf("%v (%T): of the registry: %v", c.err, c.err, got)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"reflect"
 	"slices"
 	"syscall"
@@ -76,17 +77,38 @@ func isPlainHTTP(err error) bool {
 	return noTLS || errors.Is(err, http.ErrSchemeMismatch)
 }
 
-// isConnection tells whether the registry could not be reached, or was lost on the way. What the store fails with is
-// about files, and its system errors look like the network's.
+// isConnection tells whether the registry could not be reached, or was lost on the way. A system's error says where it is from only by
+// what it is wrapped in: by itself it could be the disk's, and counts as that. What the disk failed with goes first, since it ends
+// the downloads beside.
 func isConnection(err error) bool {
-	_, file := errors.AsType[*fs.PathError](err)
-	_, unpacking := errors.AsType[unpackError](err)
-	if file || unpacking {
-		return false
+	network, disk := whence(err)
+	return network && !disk
+}
+
+// whence looks through err and what it wraps.
+func whence(err error) (network, disk bool) {
+	switch e := err.(type) {
+	case *net.OpError, *net.DNSError, silence:
+		return true, false
+	case *fs.PathError, *os.LinkError, *os.SyscallError, syscall.Errno, unpackError:
+		return false, true
+	case net.Error: // a request's, which wraps more
+		network = true
+	default:
+		network = e == io.ErrUnexpectedEOF
 	}
-	_, network := errors.AsType[net.Error](err)
-	_, silent := errors.AsType[silence](err)
-	return network || silent || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+	var wrapped []error
+	switch w := err.(type) {
+	case interface{ Unwrap() error }:
+		wrapped = []error{w.Unwrap()}
+	case interface{ Unwrap() []error }:
+		wrapped = w.Unwrap()
+	}
+	for _, e := range wrapped {
+		n, d := whence(e)
+		network, disk = network || n, disk || d
+	}
+	return network, disk
 }
 
 // statusOf returns the HTTP status that the registry refused with; 0 when it was something else.
