@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -48,6 +49,11 @@ func TestImagesAreListedAndLookedUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		same(t, got, &runtime.ListImagesResponse{Images: c.want})
+		stream, err := h.image.StreamImages(ctx, &runtime.StreamImagesRequest{Filter: c.filter})
+		pieces := drain(t, stream, err, (*runtime.StreamImagesResponse).GetImages, (*runtime.Image).GetId)
+		if whole := gather(t, nil, c.want, (*runtime.Image).GetId); !maps.Equal(pieces.items, whole.items) {
+			t.Errorf("by the filter %v a stream tells %v", c.filter, pieces.items)
+		}
 	}
 	for _, name := range []string{"1d", "a:1", "a:2"} {
 		got, err := h.image.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: ref(name)})

@@ -191,6 +191,33 @@ func TestStreamOfTenThousand(t *testing.T) {
 	}
 }
 
+// What a client has begun to read is the images as they were then, in chunks; the next list is of those that are left.
+func TestStreamOfImagesThatAreRemovedMeanwhile(t *testing.T) {
+	const n = 5000
+	h := crowded(n, strings.Repeat("x", 2<<10))
+	h.connect(t)
+	stream, err := h.image.StreamImages(t.Context(), &runtime.StreamImagesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := stream.Recv()
+	if err != nil || len(first.Images) == 0 || len(first.Images) == n {
+		t.Fatalf("the first chunk has %d images, %v", len(first.Images), err)
+	}
+	last := fmt.Sprintf("%064x", n-1)
+	if _, err := h.image.RemoveImage(t.Context(), &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: last}}); err != nil {
+		t.Fatal(err)
+	}
+	rest := drain(t, stream, nil, (*runtime.StreamImagesResponse).GetImages, (*runtime.Image).GetId)
+	if len(first.Images)+len(rest.items) != n || len(rest.twice) > 0 || rest.items[last] == "" || rest.largest > chunkSize+100 {
+		t.Errorf("%d and %d images, %q twice, the largest message has %d bytes", len(first.Images), len(rest.items), rest.twice, rest.largest)
+	}
+	stream, err = h.image.StreamImages(t.Context(), &runtime.StreamImagesRequest{})
+	if next := drain(t, stream, err, (*runtime.StreamImagesResponse).GetImages, (*runtime.Image).GetId); len(next.items) != n-1 || next.items[last] != "" {
+		t.Errorf("after the removal: %d images", len(next.items))
+	}
+}
+
 func TestStreamsFilter(t *testing.T) {
 	h := crowded(3, "")
 	h.connect(t)
@@ -249,20 +276,36 @@ func TestLargeItemsAreNotKept(t *testing.T) {
 func TestAStreamEndsWithItsReader(t *testing.T) {
 	h := crowded(200, strings.Repeat("x", 300<<10))
 	h.connect(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	stream, err := h.runtime.StreamContainers(ctx, &runtime.StreamContainersRequest{})
+	for what, begin := range map[string]func(context.Context) error{
+		"containers": func(ctx context.Context) error {
+			return begun(h.runtime.StreamContainers(ctx, &runtime.StreamContainersRequest{}))
+		},
+		"images": func(ctx context.Context) error {
+			return begun(h.image.StreamImages(ctx, &runtime.StreamImagesRequest{}))
+		},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		if err := begin(ctx); err != nil {
+			t.Fatal(what, err)
+		}
+		if h.server.Active() == 0 {
+			t.Errorf("%s: all was sent before anybody hung up", what)
+		}
+		cancel()
+		for deadline := time.Now().Add(10 * time.Second); h.server.Active() > 0; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: the call goes on without a reader", what)
+			}
+		}
+	}
+}
+
+// begun reads the first message of a stream.
+func begun[R any](stream grpc.ServerStreamingClient[R], err error) error {
 	if err == nil {
 		_, err = stream.Recv()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	for deadline := time.Now().Add(10 * time.Second); h.server.Active() > 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the call goes on without a reader")
-		}
-	}
+	return err
 }
 
 // listing is a house whose lists take no time to find.
