@@ -1,6 +1,6 @@
 // Command bench measures CRI endpoints side by side: each call for one pod at a time, many pods at once, lists
 // and memory with many pods held; or what lists and figures cost the server; or calls beside trouble and without; or how
-// soon crid serves again. Rounds are interleaved, so that what slows the machine slows all of them. It
+// soon crid serves again; or what many images cost it. Rounds are interleaved, so that what slows the machine slows all of them. It
 // speaks the CRI only and knows nothing of what serves it.
 //
 // Without -endpoint it starts a crid of its own in an isolated place, and beside it a containerd when
@@ -29,16 +29,18 @@ type flags struct {
 	image      string
 	containerd string
 	runtime    string
-	rounds     int
-	many       int
-	atOnce     int
-	held       int
-	trouble    bool
-	restart    bool
-	stats      bool
-	idle       time.Duration
-	events     bool
-	pulling    bool
+	counts
+	trouble bool
+	restart bool
+	stats   bool
+	idle    time.Duration
+	events  bool
+	pulling bool
+}
+
+// counts are how many there are of what.
+type counts struct {
+	rounds, many, atOnce, held, images int
 }
 
 // list is a flag that may be repeated.
@@ -65,6 +67,7 @@ func main() {
 	flag.DurationVar(&f.idle, "idle", time.Minute, "how long nobody asks")
 	flag.BoolVar(&f.events, "events", false, "measure instead how soon a container's end is told, -rounds times beside -held pods")
 	flag.BoolVar(&f.pulling, "pull", false, "measure instead how long pulls of large images take, -rounds times each, beside skopeo too if it is in PATH")
+	flag.IntVar(&f.images, "images", 0, "measure instead a crid with so many images of 4 layers each: its start, -rounds times, memory and lists")
 	flag.Parse()
 	if len(f.endpoints) > 0 {
 		if err := f.given(); err != nil {
@@ -139,6 +142,9 @@ func (f flags) own() error {
 	}
 	if f.restart {
 		return errors.Join(f.restarting(ctx, n), n.Stop())
+	}
+	if f.images > 0 {
+		return errors.Join(f.library(ctx, n, registry), n.Stop())
 	}
 	all, err := f.dialBoth(ctx, "", n, registry, "")
 	if err != nil {

@@ -176,24 +176,29 @@ func (s shape) push(ctx context.Context, ref string) (sent int64, err error) {
 		}
 		sent += size
 	}
+	return sent, pushLayers(ctx, ref, layers)
+}
+
+// pushLayers stores an image of the layers as ref.
+func pushLayers(ctx context.Context, ref string, layers []v1.Layer) error {
 	img, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	config, err := img.ConfigFile()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", "amd64"
 	if img, err = mutate.ConfigFile(img, config); err != nil {
-		return 0, err
+		return err
 	}
 	to, err := name.ParseReference(ref, name.Insecure)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	return sent, remote.Write(to, img, remote.WithContext(ctx))
+	return remote.Write(to, img, remote.WithContext(ctx))
 }
 
 // layer writes a layer of files, which no other layer has.
