@@ -188,7 +188,7 @@ func (s *Images) storeArchived(ctx context.Context, img *archivedImage, policy *
 	if err := s.nameImage(id.Encoded(), append(proven, img.allNames()...)...); err != nil {
 		return Image{}, false, err
 	}
-	if err := s.refresh(ctx); err != nil {
+	if err := s.refresh(); err != nil {
 		return Image{}, false, err
 	}
 	e, ok := s.index.Load().byID[id.Encoded()]

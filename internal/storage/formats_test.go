@@ -400,7 +400,7 @@ func TestDamagedArtifactIsPulledAgain(t *testing.T) {
 	check(t, err)
 	waitFor(t, func() bool { return s.leased(t, img.ID) })
 	check(t, s.setAside(dirs[0]))
-	check(t, s.reexamine(t.Context()))
+	check(t, s.reexamine())
 	if got := list(t, s); len(got) != 0 {
 		t.Fatalf("a damaged artifact is offered: %+v", got)
 	}

@@ -102,7 +102,7 @@ func TestCheckReadsContents(t *testing.T) {
 	if found := faults(t, s, true); !slices.Equal(found, []string{"image damaged " + img.ID}) {
 		t.Errorf("found %v", found)
 	}
-	check(t, s.refresh(t.Context()))
+	check(t, s.refresh())
 	check(t, s.Mend(t.Context(), Fault{Kind: ImageDamaged, ID: img.ID}))
 	if found := faults(t, s, true); len(found) > 0 {
 		t.Errorf("after mending: %v", found)

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -165,14 +164,14 @@ func checkLayer(dir string) error {
 }
 
 // checkUsable looks whether the image's layers are still there. An image that lost one is no longer offered.
-func (s *Images) checkUsable(ctx context.Context, e *entry) error {
+func (s *Images) checkUsable(e *entry) error {
 	for _, dir := range e.lower {
 		err := checkLayer(dir)
 		if err == nil {
 			continue
 		}
 		if errors.Is(err, errDamaged) {
-			err = errors.Join(err, s.reexamine(context.WithoutCancel(ctx)))
+			err = errors.Join(err, s.reexamine())
 		}
 		return fmt.Errorf("image %s cannot be used, pull it again: %w: %w", e.image.ID, err, errdef.Unavailable)
 	}

@@ -58,22 +58,27 @@ func markOf(path string) fileMark {
 
 func (s *Images) listDir() string { return filepath.Join(s.root, "overlay-images") }
 
+// listMark is that of the store's list of images.
+func (s *Images) listMark() fileMark { return markOf(filepath.Join(s.listDir(), "images.json")) }
+
 // refresh reads the store's images and publishes them. What does not change about an image is read once.
-func (s *Images) refresh(ctx context.Context) error {
+func (s *Images) refresh() error {
 	s.catalog.mu.Lock()
 	defer s.catalog.mu.Unlock()
-	return s.refreshLocked(ctx, markOf(filepath.Join(s.listDir(), "images.json")))
+	return s.refreshLocked()
 }
 
 // reexamine reads again what is otherwise read once about an image.
-func (s *Images) reexamine(ctx context.Context) error {
+func (s *Images) reexamine() error {
 	s.catalog.mu.Lock()
 	defer s.catalog.mu.Unlock()
 	s.catalog.known = nil
-	return s.refreshLocked(ctx, markOf(filepath.Join(s.listDir(), "images.json")))
+	return s.refreshLocked()
 }
 
-func (s *Images) refreshLocked(ctx context.Context, mark fileMark) error {
+// refreshLocked is refresh for who holds catalog.mu.
+func (s *Images) refreshLocked() error {
+	mark := s.listMark() // before the list is read: what changes meanwhile is read once more
 	stored, err := s.store.Images()
 	if err != nil {
 		return fmt.Errorf("read image store: %w", err)
@@ -287,21 +292,19 @@ func (s *Images) watch(ctx context.Context, w *fsnotify.Watcher) {
 			return
 		case e := <-w.Events:
 			if filepath.Base(e.Name) == "images.json" || filepath.Dir(e.Name) != s.listDir() {
-				s.problems.set("index", s.refreshIfChanged(ctx))
+				s.problems.set("index", s.refreshIfChanged())
 			}
 		case <-w.Errors: // events were lost
-			s.problems.set("index", s.refresh(ctx))
+			s.problems.set("index", s.refresh())
 		}
 	}
 }
 
-func (s *Images) refreshIfChanged(ctx context.Context) error {
+func (s *Images) refreshIfChanged() error {
 	s.catalog.mu.Lock()
 	defer s.catalog.mu.Unlock()
-	mark := markOf(filepath.Join(s.listDir(), "images.json"))
-	moved := slices.ContainsFunc(s.catalog.shelves, (*shelf).moved)
-	if mark == s.catalog.seen && !moved {
+	if s.listMark() == s.catalog.seen && !slices.ContainsFunc(s.catalog.shelves, (*shelf).moved) {
 		return nil
 	}
-	return s.refreshLocked(ctx, mark)
+	return s.refreshLocked()
 }

@@ -53,7 +53,7 @@ func (s *Images) Tag(ctx context.Context, ref string, names []string) (Image, er
 	if err := s.nameImage(e.image.ID, add...); err != nil {
 		return Image{}, errdef.Disk(err)
 	}
-	if err := s.refresh(context.WithoutCancel(ctx)); err != nil {
+	if err := s.refresh(); err != nil {
 		return Image{}, err
 	}
 	return s.Resolve(ctx, e.image.ID)
@@ -117,7 +117,7 @@ func (s *Images) untag(ctx context.Context, id, name string) error {
 		if err != nil {
 			return fmt.Errorf("take the name %s from image %s: %w", name, id, err)
 		}
-		return s.refresh(context.WithoutCancel(ctx))
+		return s.refresh()
 	})
 }
 

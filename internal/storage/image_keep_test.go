@@ -168,7 +168,7 @@ func TestVerifyFindsWhatWasChanged(t *testing.T) {
 			t.Errorf("of a spoilt image: %+v", v)
 		}
 	}
-	check(t, s.reexamine(t.Context())) // finds the lost one, which is then no longer offered
+	check(t, s.reexamine()) // finds the lost one, which is then no longer offered
 	if v := verify("example.com/lost:1", ids[0]); len(v) != 2 || len(v[ids[2]].Faults) == 0 {
 		t.Errorf("by their names: %+v", v)
 	}

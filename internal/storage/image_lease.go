@@ -121,7 +121,7 @@ func (s *Images) collect(ctx context.Context) {
 	tick := time.NewTicker(max(s.leases.idle/4, time.Millisecond))
 	defer tick.Stop()
 	for {
-		s.problems.set("collector", errors.Join(s.dropIdleLeases(ctx), s.dropOrphans(s.isOld), s.refreshIfChanged(ctx)))
+		s.problems.set("collector", errors.Join(s.dropIdleLeases(ctx), s.dropOrphans(s.isOld), s.refreshIfChanged()))
 		select {
 		case <-ctx.Done():
 			return

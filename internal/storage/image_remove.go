@@ -161,7 +161,7 @@ func (s *Images) erase(ctx context.Context, id string) error {
 		// Counted on both sides: a pull that began before or in between tries again.
 		s.gates.countRemoval()
 		defer s.gates.countRemoval()
-		return errors.Join(s.deleteImage(id), s.refresh(context.WithoutCancel(ctx)))
+		return errors.Join(s.deleteImage(id), s.refresh())
 	})
 }
 

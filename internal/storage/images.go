@@ -189,7 +189,7 @@ func (s *Images) load(ctx context.Context) error {
 	s.keepSpares()
 	s.warnOfLayerStores()
 	_ = s.reloadRegistries() // Warnings has the error; lookups find the names read
-	if err := s.refresh(ctx); err != nil {
+	if err := s.refresh(); err != nil {
 		return err
 	}
 	if err := s.loadLeases(); err != nil {
@@ -280,7 +280,7 @@ func (s *Images) Resolve(_ context.Context, ref string) (Image, error) {
 // Layers returns the directories of the image's layers, topmost first, for use as overlay lower directories. It
 // takes a lease on the image, so that other tools on the same store leave it alone. NotFound when the image is
 // not stored, Unsupported when a layer is no plain directory, Unavailable when it has become damaged.
-func (s *Images) Layers(ctx context.Context, imageID string) ([]string, error) {
+func (s *Images) Layers(_ context.Context, imageID string) ([]string, error) {
 	e, ok := s.index.Load().byID[imageID]
 	if !ok {
 		return nil, fmt.Errorf("image %s: %w", imageID, errdef.NotFound)
@@ -291,7 +291,7 @@ func (s *Images) Layers(ctx context.Context, imageID string) ([]string, error) {
 	if e.foreign != "" {
 		return nil, fmt.Errorf("image %s: %s: %w", imageID, e.foreign, errdef.Unsupported)
 	}
-	if err := s.checkUsable(ctx, e); err != nil {
+	if err := s.checkUsable(e); err != nil {
 		return nil, err
 	}
 	if e.shelf == "" { // who else uses a shelf is nobody's to say

@@ -32,7 +32,7 @@ func (s *Images) watchMounts(ctx context.Context, lists *fsnotify.Watcher) error
 	defer context.AfterFunc(ctx, func() { _ = end.Close() })()
 	fds := []unix.PollFd{{Fd: int32(mounts.Fd()), Events: unix.POLLPRI}, {Fd: int32(ended.Fd()), Events: unix.POLLIN}}
 	for {
-		s.problems.set("index", s.lookAgain(ctx, lists))
+		s.problems.set("index", s.lookAgain(lists))
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("watch mounts: %w", err)
 		}
@@ -45,13 +45,13 @@ func (s *Images) watchMounts(ctx context.Context, lists *fsnotify.Watcher) error
 }
 
 // lookAgain reads the index again if an additional store has changed, or one of layers may have come that images are damaged without.
-func (s *Images) lookAgain(ctx context.Context, lists *fsnotify.Watcher) error {
+func (s *Images) lookAgain(lists *fsnotify.Watcher) error {
 	for _, f := range s.catalog.shelves { // a watch is on what was there when it began
 		_ = lists.Remove(filepath.Dir(f.listPath()))
 		_ = lists.Add(filepath.Dir(f.listPath()))
 	}
 	if len(s.cfg.LayerStores) > 0 && len(s.index.Load().damaged) > 0 {
-		return s.refresh(ctx)
+		return s.refresh()
 	}
-	return s.refreshIfChanged(ctx)
+	return s.refreshIfChanged()
 }

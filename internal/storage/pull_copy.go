@@ -139,7 +139,7 @@ func (s *Images) copyImage(ctx context.Context, d download) (_ Image, err error)
 	if err := s.nameImage(id, pulled, d.name); err != nil {
 		return Image{}, err
 	}
-	if err := s.refresh(ctx); err != nil {
+	if err := s.refresh(); err != nil {
 		return Image{}, err
 	}
 	x = s.index.Load()

@@ -325,7 +325,7 @@ func TestPullsThatDieAmidSignatures(t *testing.T) {
 				s.store = &dying{store, n}
 				got, died := s.Pull(t.Context(), PullRequest{Ref: r.host + "/" + c.repo + ":1"})
 				s.store = store
-				check(t, s.reexamine(t.Context()))
+				check(t, s.reexamine())
 				if img, err := s.Resolve(t.Context(), name); err == nil {
 					if err := s.Permit(t.Context(), Use{ImageID: img.ID, Name: name, Namespace: "strict"}); err != nil {
 						t.Errorf("after %d writes: %v", n, err)
@@ -358,7 +358,7 @@ func TestAnotherPlatformsImageByTheSameName(t *testing.T) {
 	own := simple(t, "own")
 	list := r.push(t, "list:1", indexOf(t, types.OCIImageIndex, own))
 	check(t, s.store.AddNames(other.ID, []string{r.host + "/list@" + list}))
-	check(t, s.refresh(t.Context()))
+	check(t, s.refresh())
 	if got := pull(t, s, r.host+"/list:1"); got.ID != idOf(t, own) || resolve(t, s, r.host+"/list@"+list).ID != got.ID {
 		t.Errorf("pulled %+v", got)
 	}

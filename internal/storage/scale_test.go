@@ -147,7 +147,7 @@ func BenchmarkManyImages(b *testing.B) {
 	})
 	b.Run("Refresh", func(b *testing.B) { // after a pull or a removal
 		for b.Loop() {
-			check(b, s.refresh(b.Context()))
+			check(b, s.refresh())
 		}
 	})
 	b.Run("Open", func(b *testing.B) {

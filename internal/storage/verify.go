@@ -114,7 +114,7 @@ func (s *Images) verifyLayers(ctx context.Context) error {
 		}
 		if errors.Is(found, errDamaged) {
 			damaged++
-			found = s.condemn(ctx, l.ID, found)
+			found = s.condemn(l.ID, found)
 		}
 		err = errors.Join(err, found)
 	}
@@ -123,14 +123,14 @@ func (s *Images) verifyLayers(ctx context.Context) error {
 }
 
 // condemn sets aside what a layer consists of, so that all images with it are pulled again.
-func (s *Images) condemn(ctx context.Context, id string, why error) error {
+func (s *Images) condemn(id string, why error) error {
 	slog.Warn("a layer is damaged; it is set aside, and pulled again when it is wanted", "layer", id, "err", why)
 	s.gates.countRemoval() // a pull that stands on it is tried again
 	defer s.gates.countRemoval()
 	if err := s.setAside(s.layerDir(id)); err != nil {
 		return err
 	}
-	return s.reexamine(ctx)
+	return s.reexamine()
 }
 
 // lowerPriority lets the calling thread go last, at the processors as at the disk.
