@@ -332,8 +332,11 @@ func TestRealKillCutShort(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, h *machine) {
 		m, end := h.open()
 		old := mustStart(t, m, h.request("web", "sleep", "1000"))
-		freezer := filepath.Join("/sys/fs/cgroup/freezer", old.Cgroup(), "freezer.state")
-		if err := os.WriteFile(freezer, []byte("FROZEN"), 0); err != nil {
+		freezer, frozen := filepath.Join("/sys/fs/cgroup/freezer", old.Cgroup(), "freezer.state"), "FROZEN"
+		if _, err := os.Stat(freezer); errors.Is(err, os.ErrNotExist) { // v2
+			freezer, frozen = filepath.Join("/sys/fs/cgroup", old.Cgroup(), "cgroup.freeze"), "1"
+		}
+		if err := os.WriteFile(freezer, []byte(frozen), 0); err != nil {
 			t.Fatal(err)
 		}
 		if err := old.proc.Signal(unix.SIGKILL); err != nil {

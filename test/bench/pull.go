@@ -82,7 +82,7 @@ func (e *endpoint) pullAway(ctx context.Context, what, ref string) error {
 	spec := &runtime.ImageSpec{Image: ref}
 	unix.Sync()
 	<-time.After(pause)
-	before, err := e.cpu()
+	before, err := e.processorTime()
 	if err != nil {
 		return err
 	}
@@ -93,30 +93,13 @@ func (e *endpoint) pullAway(ctx context.Context, what, ref string) error {
 	if err != nil {
 		return err
 	}
-	after, err := e.cpu()
+	after, err := e.processorTime()
 	if err != nil {
 		return err
 	}
 	e.note(what+", CPU", after-before)
 	_, err = e.images.RemoveImage(ctx, &runtime.RemoveImageRequest{Image: spec})
 	return err
-}
-
-// cpu is how long the endpoint's processes, and those that they waited for, have run.
-func (e *endpoint) cpu() (time.Duration, error) {
-	var ticks int64
-	err := e.processes(func(dir string) {
-		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-		if err != nil {
-			return // gone meanwhile
-		}
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		for _, field := range fields[11:15] { // utime, stime, cutime, cstime
-			n, _ := strconv.ParseInt(field, 10, 64) // the kernel's own numbers
-			ticks += n
-		}
-	})
-	return time.Duration(ticks) * time.Second / 100, err
 }
 
 // copyAway measures what skopeo makes of the image, if it is there, into a store of its own.

@@ -125,7 +125,7 @@ func (f flags) idling(ctx context.Context, e *endpoint) error {
 // clockTick is the unit of the kernel's figures in /proc/PID/stat.
 const clockTick = 10 * time.Millisecond
 
-// processorTime is what the endpoint's processes have used of processors.
+// processorTime is what the endpoint's processes, and those that they waited for, have used of processors.
 func (e *endpoint) processorTime() (time.Duration, error) {
 	var total time.Duration
 	err := e.processes(func(dir string) {
@@ -135,11 +135,9 @@ func (e *endpoint) processorTime() (time.Duration, error) {
 		}
 		_, rest, _ := strings.Cut(string(raw), ") ") // after the name, which may hold anything
 		fields := strings.Fields(rest)
-		for _, field := range fields[11:13] { // utime and stime
-			n, err := strconv.ParseInt(field, 10, 64)
-			if err == nil {
-				total += time.Duration(n) * clockTick
-			}
+		for _, field := range fields[11:15] { // utime, stime, cutime, cstime
+			n, _ := strconv.ParseInt(field, 10, 64) // the kernel's own numbers
+			total += time.Duration(n) * clockTick
 		}
 	})
 	return total, err

@@ -10,15 +10,11 @@ import (
 // exit code: for a machine that is there for nothing but the tests, and what cannot be had in other namespaces, as
 // systemd's units.
 func OnHost(program func() int) {
-	code, err := onHost(program)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "isolate:", err)
-		code = 1
-	}
-	os.Exit(code)
+	exit(inScratch(func() (int, error) { return program(), nil }))
 }
 
-func onHost(program func() int) (code int, err error) {
+// inScratch calls do with a scratch directory, which is removed afterwards.
+func inScratch(do func() (int, error)) (code int, err error) {
 	scratch, err := os.MkdirTemp("", "crid-")
 	if err != nil {
 		return 1, fmt.Errorf("make scratch directory: %w", err)
@@ -27,5 +23,14 @@ func onHost(program func() int) (code int, err error) {
 	if err := os.Setenv(scratchVar, scratch); err != nil {
 		return 1, err
 	}
-	return program(), nil
+	return do()
+}
+
+// exit ends this program with the code, or as failed.
+func exit(code int, err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "isolate:", err)
+		code = 1
+	}
+	os.Exit(code)
 }

@@ -53,30 +53,20 @@ func Run(program func() int) {
 	default:
 		code = program()
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "isolate:", err)
-		code = 1
-	}
-	os.Exit(code)
+	exit(code, err)
 }
 
 // outer stays on the host: it makes the scratch directory and takes away what the program leaves.
-func outer() (code int, err error) {
+func outer() (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, errors.New("root is needed for namespaces of its own")
 	}
-	scratch, err := os.MkdirTemp("", "crid-")
-	if err != nil {
-		return 1, fmt.Errorf("make scratch directory: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	if err := os.Setenv(scratchVar, scratch); err != nil {
-		return 1, err
-	}
-	defer func() { err = errors.Join(err, removeCgroups(CgroupParent())) }()
-	return again(initStage, &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL,
+	return inScratch(func() (code int, err error) {
+		defer func() { err = errors.Join(err, removeCgroups(CgroupParent())) }()
+		return again(initStage, &syscall.SysProcAttr{
+			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+			Pdeathsig:  syscall.SIGKILL,
+		})
 	})
 }
 

@@ -3,7 +3,6 @@ package soak
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -107,25 +106,12 @@ func (s *soak) look() view {
 		for _, c := range got.GetContainers() {
 			v.listed[c.Id] = true
 			if c.State == runtime.ContainerState_CONTAINER_RUNNING || c.State == runtime.ContainerState_CONTAINER_CREATED {
-				v.live[c.Id] = s.pid(ctx, c.Id)
+				v.live[c.Id] = s.c.ProcessOf(c.Id)
 			}
 		}
 		return err
 	})
 	return v
-}
-
-// pid is the process that crid says a container has.
-func (s *soak) pid(ctx context.Context, id string) int {
-	got, err := s.runtime.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
-	var info struct{ PID int }
-	if err == nil {
-		err = json.Unmarshal([]byte(got.Info["info"]), &info)
-	}
-	if err != nil {
-		s.t.Errorf("pid of container %s: %v", id, err)
-	}
-	return info.PID
 }
 
 // busyCgroups are the containers whose cgroup has a process; pauses and monitors are left out.
