@@ -229,7 +229,7 @@ func (s *Images) shutdown() error {
 	select {
 	case <-done:
 	case <-time.After(closeGrace):
-		return fmt.Errorf("close image store %s: a layer is still being unpacked", s.root)
+		return fmt.Errorf("close image store %s: a layer is still being unpacked: %w", s.root, context.DeadlineExceeded)
 	}
 	if err := s.letGo(); err != nil {
 		return err
