@@ -296,6 +296,18 @@ func (d *dying) DeleteImage(id string, commit bool) (layers []string, err error)
 	return layers, d.write(func() (failed error) { layers, failed = d.Store.DeleteImage(id, commit); return failed })
 }
 
+// still is a store behind which nothing goes on, so that a test may put another one under it.
+func (w *world) still(t *testing.T) *Images {
+	t.Helper()
+	check(t, w.open(t).Close())
+	s, err := ViewImages(w.ImagesConfig)
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	s.pulls.init(s.cfg.Pulls)
+	check(t, s.refresh())
+	return s
+}
+
 // Whatever write of a pull is its last: what is stored by the name of what is signed may be used, and what could be used still can.
 // The next pull brings all of it.
 func TestPullsThatDieAmidSignatures(t *testing.T) {
@@ -315,7 +327,7 @@ func TestPullsThatDieAmidSignatures(t *testing.T) {
 			w.write(t, "policies/strict.json", signedBy("signedBy", w.gpg(t, r.host+"/"+c.repo+":1", c.digest)))
 			more := fmt.Sprintf("lookaside/%s@sha256=%s/signature-2", c.repo, strings.TrimPrefix(c.digest, "sha256:"))
 			name := r.host + "/" + c.repo + "@" + c.digest
-			s := w.open(t)
+			s := w.still(t)
 			store := s.store
 			for n := 0; ; n++ {
 				if c.before != "" {
