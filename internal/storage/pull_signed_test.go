@@ -346,10 +346,10 @@ func TestPullsThatDieAmidSignatures(t *testing.T) {
 					t.Errorf("after %d writes: %v", n, err)
 				}
 				if died == nil { // it came to its end
-					if stored, err := s.store.Image(got.ID); err != nil || !strings.Contains(stored.Metadata, ",22]") {
+					if stored, err := s.store.Image(got.ID); err != nil || !strings.Contains(stored.Metadata, ",22]") && !strings.Contains(stored.Metadata, "[22,") {
 						t.Errorf("the signature that came later is not kept: %+v, %v", stored, err)
 					}
-					check(t, s.Remove(t.Context(), name))
+					check(t, errors.Join(s.Remove(t.Context(), name), os.Remove(w.in(more))))
 					break
 				}
 				pull(t, s, r.host+"/"+c.repo+":1")
