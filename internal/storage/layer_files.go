@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,16 +84,16 @@ func (f *layerFiles) add(h *tar.Header, content io.Reader) error {
 		if errors.Is(err, unix.ENOTDIR) {
 			return nil // what it was in is removed already
 		}
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	if err != nil {
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	if h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeGNUSparse {
 		return f.regular(h, base, content)
 	}
 	if err := f.special(h, base); err != nil {
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	return nil
 }
@@ -109,12 +110,12 @@ func splitEntry(name string) (dir, base string, err error) {
 	return dir, base, nil
 }
 
-// aboutEntry tells which entry an error is about.
-func aboutEntry(name string, err error) error {
+// about tells which entry an error is about, and where that was to be made.
+func (f *layerFiles) about(name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("make %q: %w", name, err)
+	return &fs.PathError{Op: "make", Path: filepath.Join(f.top.Name(), name), Err: err}
 }
 
 // enter opens the directory of the next entries.
@@ -174,23 +175,23 @@ func (f *layerFiles) regular(h *tar.Header, base string, content io.Reader) erro
 		return err
 	})
 	if err != nil {
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	defer func() { _ = unix.Close(fd) }() // what was written is flushed with the layer, and an error told then
 	if err := f.fill(fd, h.Name, content); err != nil {
 		return err
 	}
 	if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	if err := unix.Fchmod(fd, uint32(h.Mode&0o7777)); err != nil { // behind chown, which takes setuid away
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	if err := f.attributes(h, base, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
-		return aboutEntry(h.Name, err)
+		return f.about(h.Name, err)
 	}
 	times := timesOf(h)
-	return aboutEntry(h.Name, unix.UtimesNanoAt(f.at(), base, times[:], unix.AT_SYMLINK_NOFOLLOW))
+	return f.about(h.Name, unix.UtimesNanoAt(f.at(), base, times[:], unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // fill writes the content of a file.
@@ -204,7 +205,7 @@ func (f *layerFiles) fill(fd int, name string, content io.Reader) error {
 			n += more
 		}
 		if err := writeAll(fd, f.buffer[:n]); err != nil {
-			return aboutEntry(name, err)
+			return f.about(name, err)
 		}
 		if errors.Is(failed, io.EOF) {
 			return nil
@@ -400,7 +401,7 @@ func (f *layerFiles) finish() error {
 			err = unix.UtimesNanoAt(f.at(), base, d.times[:], unix.AT_SYMLINK_NOFOLLOW)
 		}
 		if err != nil {
-			return aboutEntry(d.name, err)
+			return f.about(d.name, err)
 		}
 	}
 	for name := range f.unsupported {
