@@ -19,7 +19,7 @@ const (
 	// maxSend is larger than what the kubelet takes: a list that does not fit there is the client's to
 	// complain of, and crictl may ask for more.
 	maxSend = 64 << 20
-	// stopGrace bounds the end: calls that still run by then are cut off. The rooms have a grace of their own after it.
+	// stopGrace bounds the end: calls that still run by then are cut off. The rooms need the rest of ten seconds.
 	stopGrace = 7 * time.Second
 	// cutGrace is how long the cutting off is waited for.
 	cutGrace = 200 * time.Millisecond

@@ -14,9 +14,9 @@ import (
 	"github.com/crid/crid/server"
 )
 
-// closeGrace is what the rooms have to end, lastWord of each aside, after the server had its own grace of seven seconds: a slow
-// disk needs it. The unit file's TimeoutStopSec is longer than both.
-const closeGrace = 10 * time.Second
+// closeGrace is what the rooms have to end, lastWord of each aside, after the server had its own grace: ten seconds
+// together. What hangs by then, a plugin or a disk, hangs longer.
+const closeGrace = 1500 * time.Millisecond
 
 // serve is the life of the daemon. It returns nil once it was told to end, by SIGTERM or SIGINT.
 func serve(ctx context.Context, cfg config.Config) error {
