@@ -24,6 +24,11 @@ func TestGCGivesWay(t *testing.T) {
 			collected := make(chan error, 1)
 			go func() { collected <- p.cni.GC(t.Context(), func() []Request { return nil }) }() // ends by giving way
 			waitFor(t, "the plugin hangs", func() bool {
+				select {
+				case err := <-collected:
+					t.Fatal("the collection ended before:", err)
+				default:
+				}
 				names, _ := p.calls()
 				return slices.Contains(names, "plugin "+stuck)
 			})
