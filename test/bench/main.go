@@ -144,7 +144,7 @@ func (f flags) own() error {
 		return errors.Join(f.restarting(ctx, n), n.Stop())
 	}
 	if f.images > 0 {
-		return errors.Join(f.library(ctx, n, registry), n.Stop())
+		return errors.Join(f.withMany(ctx, n, registry), n.Stop())
 	}
 	all, err := f.dialBoth(ctx, "", n, registry, "")
 	if err != nil {

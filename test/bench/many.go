@@ -22,8 +22,8 @@ const (
 	rest       = 10 * time.Second // until a crid that was started has nothing more to do
 )
 
-// library measures a crid without images, and one with many.
-func (f flags) library(ctx context.Context, n *node.Node, registry string) error {
+// withMany measures a crid without images, and one with many.
+func (f flags) withMany(ctx context.Context, n *node.Node, registry string) error {
 	e, err := dial("crid", n.Socket, []string{"bin/crid"})
 	if err != nil {
 		return err
