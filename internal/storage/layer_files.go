@@ -292,7 +292,7 @@ func (f *layerFiles) dir(base string) error {
 		err = f.anew(base, func() error { return unix.Mkdirat(f.at(), base, 0o755) })
 	}
 	if err == nil && hid { // what the layers below have there stays hidden
-		err = unix.Lsetxattr(reach(f.parent, base), opaque, []byte("y"), 0)
+		err = f.hideBelow(base)
 	}
 	return err
 }
@@ -302,6 +302,11 @@ func isWhiteout(st unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCH
 
 // opaque is the attribute of a directory with which an overlay hides all that is in the directory below.
 var opaque = archive.GetOverlayXattrName("opaque")
+
+// hideBelow makes a directory opaque.
+func (f *layerFiles) hideBelow(base string) error {
+	return unix.Lsetxattr(reach(f.parent, base), opaque, []byte("y"), 0)
+}
 
 // link gives a file of the layer another name. It tells whether that is a symbolic link.
 func (f *layerFiles) link(target, base string) (symbolic bool, err error) {
@@ -333,7 +338,7 @@ func (f *layerFiles) link(target, base string) (symbolic bool, err error) {
 func (f *layerFiles) whiteout(base, hidden string) error {
 	switch {
 	case base == archive.WhiteoutOpaqueDir:
-		return unix.Setxattr("/proc/self/fd/"+strconv.Itoa(f.at()), opaque, []byte("y"), 0)
+		return f.hideBelow(".")
 	case strings.HasPrefix(base, archive.WhiteoutMetaPrefix):
 		return nil // what AUFS kept for itself
 	case hidden == "" || hidden == "." || hidden == "..":
@@ -347,7 +352,7 @@ func (f *layerFiles) whiteout(base, hidden string) error {
 	if err := unix.Fstatat(f.at(), hidden, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err // what is no directory hides what is below as it is
 	}
-	return unix.Lsetxattr(reach(f.parent, hidden), opaque, []byte("y"), 0)
+	return f.hideBelow(hidden)
 }
 
 // anew makes something in the place of what an earlier entry made there.
